@@ -1,0 +1,80 @@
+"""Files that appear whole or not at all: write aside, fsync, rename."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from w2wpp.errors import W2WError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path aside to write to; on success it replaces `path`, on any failure it is removed.
+
+    Raises W2WError where the file cannot be written (a full disk, no permission).
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise W2WError(f"cannot write {path}: {error.strerror}. Choose another place or free some space.") from error
+    aside = Path(name)
+    try:
+        yield aside
+        # mkstemp makes files private; a result should be as readable as any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(aside, 0o666 & ~umask)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise W2WError(f"cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        with suppress(FileNotFoundError):
+            aside.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises W2WError naming the path if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise W2WError(f"cannot read {path}: {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise W2WError(f"{path} is not readable JSON ({error}). Was it cut short?") from error
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors to `path`, whole or not at all."""
+    with replacing(path) as aside:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata)
+        except Exception as error:
+            # safetensors reports a full disk as its own SafetensorError.
+            raise W2WError(f"cannot write {path}: {error}. Nothing was changed.") from error
