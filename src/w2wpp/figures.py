@@ -1,0 +1,58 @@
+"""The figures of a report: rows of pictures of several people, strips, and curves."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2wpp.base_model import BaseModel
+from w2wpp.images import Image
+from w2wpp.layout import Layout
+
+
+def picture_rows(
+    base: BaseModel, layout: Layout, weights: Tensor, prompt: str, seeds: Sequence[int], *, guidance: float = 2.0, steps: int = 20
+) -> list[list[Image]]:
+    """Draw each adapter of weights [k, d] at each image seed -> k rows of pictures [h, w, 3] uint8.
+
+    All rows share the image seeds, so that what differs between two rows is the adapter alone.
+    """
+    k, n = len(weights), len(seeds)
+    pictures = base.generate(
+        prompt, list(seeds) * k, layout=layout, weights=weights.repeat_interleave(n, 0), guidance=guidance, steps=steps
+    )
+    return [pictures[i * n : (i + 1) * n] for i in range(k)]
+
+
+def enlarge(image: Image, side: int = 128) -> Image:
+    """Enlarge a small picture by a whole factor, to at least `side` pixels; pixels stay visible."""
+    factor = max(1, -(-side // max(image.shape[:2])))
+    return np.ascontiguousarray(image.repeat(factor, 0).repeat(factor, 1))
+
+
+def curves_svg(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, *, log: bool = False) -> str:
+    """Draw named curves over 1..n as one SVG element."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    for name, values in series.items():
+        axes.plot(range(1, len(values) + 1), values, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def relative_error(weights: Tensor, rebuilt: Tensor) -> list[float]:
+    """How much of each adapter's distance from the mean is lost: ||w - w'||^2 / ||w - mean||^2, a value a row."""
+    spread = (weights - weights.mean(0)).square().sum(1)
+    return ((weights - rebuilt).square().sum(1) / spread.clamp_min(torch.finfo(spread.dtype).tiny)).tolist()

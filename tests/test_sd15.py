@@ -1,0 +1,57 @@
+"""Stable Diffusion 1.5 is the same code: its UNet, without weights, has the paper's layout."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from w2wpp.errors import W2WError
+from w2wpp.layout import Layout
+
+# unet/config.json of Stable Diffusion 1.5.
+SD15_UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def sd15_layout() -> Layout:
+    with torch.device("meta"):
+        return Layout.of(UNet2DConditionModel(**SD15_UNET))
+
+
+def test_default_adapter_has_the_papers_numbers(sd15_layout: Layout) -> None:
+    assert (sd15_layout.d, len(sd15_layout.matrices), len(sd15_layout.modules)) == (99_648, 128, 64)
+    assert (sd15_layout.rank, sd15_layout.alpha) == (1, 27)
+    # 7 x 12,480 + 16 x 768: what the widths of the attention layers add up to.
+    assert 7 * 12_480 + 16 * 768 == sd15_layout.d
+
+
+def test_order_is_the_sorted_key_order_of_the_published_dataset(sd15_layout: Layout) -> None:
+    names = [m.name for m in sd15_layout.matrices]
+    assert names == sorted(names)
+    assert names[0] == "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    assert names[1] == "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight"
+    assert names[-1] == "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_v.lora_B.weight"
+
+
+def test_slices_cover_every_number_once(sd15_layout: Layout) -> None:
+    numbers = [i for s in sd15_layout.slices.values() for i in range(s.start, s.stop)]
+    assert numbers == list(range(sd15_layout.d))
+
+
+def test_layout_survives_json_and_tells_ranks_apart(sd15_layout: Layout) -> None:
+    assert Layout.from_json(sd15_layout.to_json()) == sd15_layout
+    with torch.device("meta"):
+        rank_2 = Layout.of(UNet2DConditionModel(**SD15_UNET), rank=2)
+    assert rank_2.d == 2 * sd15_layout.d
+    with pytest.raises(W2WError, match=r"expects 99,648 weights \(rank 1\); adapters has 199,296 \(rank 2\)"):
+        sd15_layout.check_same(rank_2, "space", "adapters")
