@@ -5,27 +5,32 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Loaded on first use, so that `w2w --help` does not wait for torch.
-_HOMES = {
-    "AdapterOptions": "adapters",
-    "AlignedFaces": "alignment",
-    "BaseModel": "base_model",
-    "InversionOptions": "inversion.gradient",
-    "Layout": "layout",
-    "PcaSpace": "spaces.pca",
-    "VaeOptions": "spaces.vae",
-    "VaeSpace": "spaces.vae",
-    "W2WError": "errors",
-    "WeightDataset": "weights",
-    "id_score": "evaluate",
-    "interpolate": "points",
-    "invert": "inversion.gradient",
-    "load_space": "spaces.base",
-    "nearest": "points",
-    "read_peft": "formats.peft",
-    "train_adapters": "adapters",
-    "write_peft": "formats.peft",
+# Module -> the public names in it. Loaded on first use, so that `w2w --help` does not wait for torch.
+_PUBLIC = {
+    "adapters": ("AdapterOptions", "options_for", "prior_latents", "train_adapters", "train_population"),
+    "alignment": ("AlignedFaces", "align_photos"),
+    "autoencoder_training": ("AutoencoderOptions",),
+    "base_build": ("BaseSizes", "build_pipeline"),
+    "base_model": ("BaseModel",),
+    "base_training": ("BaseTraining", "train_base"),
+    "denoiser_training": ("DenoiserOptions",),
+    "demo": ("DemoOptions", "run_demo"),
+    "errors": ("W2WError",),
+    "evaluate": ("id_score", "table1"),
+    "faces": ("align", "embed_pictures"),
+    "figures": ("picture_rows", "relative_error", "write_rows"),
+    "formats.peft": ("read_peft", "write_peft"),
+    "images": ("grid", "read_folder", "read_image", "write_image"),
+    "inversion.gradient": ("InversionOptions", "invert"),
+    "layout": ("Layout",),
+    "points": ("interpolate", "nearest"),
+    "report": ("table1_rows", "write_report"),
+    "spaces.base": ("load_space",),
+    "spaces.pca": ("PcaSpace",),
+    "spaces.vae": ("VaeOptions", "VaeSpace", "collapse"),
+    "weights": ("WeightDataset",),
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, "__version__"])
 
 

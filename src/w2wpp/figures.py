@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from w2wpp.base_model import BaseModel
-from w2wpp.images import Image
+from w2wpp.images import Image, grid, write_image
 from w2wpp.layout import Layout
 
 
@@ -24,6 +25,15 @@ def picture_rows(
         prompt, list(seeds) * k, layout=layout, weights=weights.repeat_interleave(n, 0), guidance=guidance, steps=steps
     )
     return [pictures[i * n : (i + 1) * n] for i in range(k)]
+
+
+def write_rows(folder: Path, ids: Sequence[str], rows: Sequence[Sequence[Image]], seeds: Sequence[int]) -> Path:
+    """Write each picture as `folder`/pictures/<id>/<seed>.png, and all of them as one sheet; returns the sheet's path."""
+    for key, row in zip(ids, rows, strict=True):
+        for seed, picture in zip(seeds, row, strict=True):
+            write_image(folder / "pictures" / key / f"{seed}.png", picture)
+    write_image(folder / "pictures.png", grid(rows))
+    return folder / "pictures.png"
 
 
 def enlarge(image: Image, side: int = 128) -> Image:

@@ -1,0 +1,92 @@
+"""What the verbs share: their common options, the run folder around a verb, and printing its result."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+
+import w2wpp as w2w
+from w2wpp.errors import W2WError
+
+Options = TypeVar("Options")
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+Device = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu, cuda or cuda:1.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where numbered run folders are made.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved options and what would be written; make nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Where the result goes; in the run folder unless given.")]
+Base = Annotated[str, typer.Option("--base", help="tiny-faces (embedded), a pipeline folder, or a hub id of a Stable Diffusion 1.x.")]
+Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")]
+SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made.")]
+Prompt = Annotated[str, typer.Option("--prompt", help="Caption of the pictures; `sks` stands for the adapter's person.")]
+Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance against the empty caption; 1 is none.")]
+Steps = Annotated[int, typer.Option("--solver-steps", help="Solver steps a picture.")]
+
+SKS = "photo of sks person"
+RUNS = Path("runs")
+
+
+@dataclass
+class Run:
+    """A run under way: its numbered folder, where its product goes, and what it has found so far."""
+
+    folder: Path
+    out: Path
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def run(name: str, options: Mapping[str, Any], product: str = "") -> Iterator[Run]:
+    """The numbered run folder around a verb that makes files.
+
+    options: the verb's own arguments (`locals()`), with `out`, `runs`, `dry_run` and `as_json` among them.
+    product: name of the result in the run folder; the folder itself if empty. With `dry_run` nothing is made.
+    """
+    from w2wpp import runs  # brings torch, which --help should not wait for
+
+    shown = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
+    root, as_json = options["runs"], options["as_json"]
+    if options["dry_run"]:
+        writes = options["out"] or root / f"NNNN-{name}" / product
+        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": runs.resolved(shown)}, as_json)
+        raise typer.Exit
+    logging.getLogger("w2wpp").propagate = False
+    folder = runs.new_run(root, name, shown)
+    under_way = Run(folder, options["out"] or folder / product)
+    yield under_way
+    runs.finish(folder, under_way.results)
+    show({"out": str(under_way.out), "run": str(folder), **runs.resolved(under_way.results)}, as_json)
+
+
+def show(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a verb's result: one JSON object, or lines of YAML for people."""
+    text = json.dumps(result, ensure_ascii=False) if as_json else yaml.safe_dump(dict(result), sort_keys=False, allow_unicode=True).strip()
+    sys.stdout.write(text + "\n")
+
+
+def override(options: Options, **given: Any) -> Options:
+    """`options` (a dataclass) with those fields replaced that the user gave, which are not None."""
+    return replace(options, **{key: value for key, value in given.items() if value is not None})  # type: ignore[type-var]
+
+
+def open_space(space: Path, base: str, device: str) -> tuple[Any, Any]:
+    """The base model and the space on one device. Raises W2WError unless the space was fitted on this base's adapters."""
+    model = w2w.BaseModel.load(base, device)
+    opened = w2w.load_space(space, model.device)
+    opened.check(opened.layout, model.id, f"base {base}")
+    return model, opened
+
+
+def position(ids: Sequence[str], wanted: str) -> int:
+    """Where `wanted` stands in `ids`. Raises W2WError if it is not there."""
+    if wanted not in ids:
+        raise W2WError(f"there is no {wanted!r} among {len(ids)} ids such as {', '.join(ids[:3])}.")
+    return list(ids).index(wanted)

@@ -1,0 +1,113 @@
+"""Verbs from photos to adapters: faces align, base train and show, adapters train, dataset info."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import w2wpp as w2w
+from w2wpp.cli.common import RUNS, Dataset, Device, DryRun, Json, Runs, Seed, run, show
+
+faces = typer.Typer(help="Photos of people, brought to one place and size.", no_args_is_help=True)
+base_model = typer.Typer(help="The frozen pipeline that all adapters share.", no_args_is_help=True)
+adapters = typer.Typer(help="One DreamBooth-LoRA a person.", no_args_is_help=True)
+dataset = typer.Typer(help="The adapters of many people as one table of numbers.", no_args_is_help=True)
+
+Faces = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made.")]
+AppendOut = Annotated[Path, typer.Option("--out", help="Folder of the result; an interrupted run there goes on where it stopped.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `w2w`."""
+    app.add_typer(faces, name="faces")
+    app.add_typer(base_model, name="base")
+    app.add_typer(adapters, name="adapters")
+    app.add_typer(dataset, name="dataset")
+
+
+@faces.command("align")
+def faces_align(
+    photos: Annotated[Path, typer.Argument(help="A folder or zip of person/photo.jpg.")],
+    out: AppendOut,
+    size: Annotated[int, typer.Option("--size", min=8, help="Side of the aligned faces, pixels.")] = 64,
+    labels: Annotated[Path | None, typer.Option("--labels", help="A csv with columns file (person/photo.jpg), split, ...")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="Processes to detect in.  [default: one a core]")] = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Find each photo's face and bring its eyes and mouth to fixed places."""
+    with run("faces-align", locals()) as job:
+        job.results = w2w.align_photos(photos, out, size=size, labels=labels, processes=processes)
+
+
+@base_model.command("train")
+def base_train(
+    faces: Faces,
+    out: AppendOut,
+    split: Annotated[str, typer.Option("--split", help="Whose photos to train on.")] = "train",
+    held_out: Annotated[str, typer.Option("--held-out", help="Split that the validation loss is measured on.")] = "val",
+    autoencoder_steps: Annotated[int, typer.Option("--autoencoder-steps", help="Steps of the autoencoder.")] = 2600,
+    denoiser_steps: Annotated[int, typer.Option("--denoiser-steps", help="Steps of the UNet and text encoder.")] = 8500,
+    batch: Annotated[int, typer.Option("--batch", help="Photos a step of the UNet.")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small Stable Diffusion pipeline on aligned faces, from nothing: how tiny-faces was made.
+
+    Needs the extra `train` (pip install 'w2wpp[train]'). Hours on two cores; goes on where it was interrupted.
+    """
+    with run("base-train", locals()) as job:
+        photos = w2w.AlignedFaces.open(faces)
+        options = w2w.BaseTraining(
+            sizes=w2w.BaseSizes(image_size=photos.size),
+            autoencoder=w2w.AutoencoderOptions(steps=autoencoder_steps, seed=seed),
+            denoiser=w2w.DenoiserOptions(steps=denoiser_steps, batch=batch, seed=seed),
+            split=split,
+            held_out_split=held_out,
+            seed=seed,
+        )
+        job.results = {"pipeline": w2w.train_base(photos, out, options, device), "curves": out / "training.json"}
+
+
+@base_model.command("show")
+def base_show(
+    base: Annotated[str, typer.Argument(help="tiny-faces (embedded), a pipeline folder, or a hub id.")] = "tiny-faces",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Say what a base model is: its sizes, its words, and what the default adapter costs in numbers."""
+    model = w2w.BaseModel.load(base, device)
+    parameters = {name: sum(p.numel() for p in getattr(model.pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")}
+    vocabulary = sorted(model.pipeline.tokenizer.get_vocab())
+    layout = w2w.Layout.of(model.pipeline.unet)
+    show(
+        {
+            "base": base,
+            "id": model.id,
+            "image_size": model.image_size,
+            "latent_shape": list(model.latent_shape),
+            "parameters": parameters,
+            "prediction": model.noise_scheduler.config.prediction_type,
+            "rank_1_adapter": {"targets": list(layout.targets), "matrices": len(layout.matrices), "d": layout.d},
+            "vocabulary": len(vocabulary),
+            "words": vocabulary if len(vocabulary) < 10_000 else [],
+        },
+        as_json,
+    )
+
+
+@dataset.command("info")
+def dataset_info(
+    dataset: Dataset = "tiny-faces",
+    verify: Annotated[bool, typer.Option("--verify", help="Also read every shard and compare its checksum.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a weight dataset holds: people, splits, layout, base."""
+    weights = w2w.WeightDataset.open(dataset)
+    if verify:
+        weights.verify()
+    show(weights.info() | {"verified": verify}, as_json)

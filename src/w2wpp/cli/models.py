@@ -1,0 +1,210 @@
+"""Verbs on single models: invert, generate, score, export; and evaluate and demo, which run all of it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import w2wpp as w2w
+from w2wpp.cli.common import (
+    RUNS,
+    SKS,
+    Base,
+    Device,
+    DryRun,
+    Guidance,
+    Json,
+    Out,
+    Prompt,
+    Runs,
+    Seed,
+    SpaceFile,
+    Steps,
+    open_space,
+    position,
+    run,
+    show,
+)
+from w2wpp.errors import W2WError
+
+Points = Annotated[Path | None, typer.Option("--points", help="A points.safetensors, with --space.")]
+Space = Annotated[Path | None, typer.Option("--space", help="The space.safetensors that the points lie in.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="A peft adapter folder.")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Take a person's adapter from this dataset, by --id.")]
+Id = Annotated[str, typer.Option("--id", help="Which point or person; the first unless given.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `w2w`."""
+    for verb in (invert, generate, score, export, evaluate, demo):
+        app.command()(verb)
+
+
+def invert(
+    space: SpaceFile,
+    photos: Annotated[list[Path], typer.Argument(help="Photos, one a person; inverted together, each as if alone.")],
+    align: Annotated[bool, typer.Option("--align/--no-align", help="Find and align the face first.")] = True,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Picture over the aligned photo; white is what counts.")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of Adam.")] = 400,
+    batch: Annotated[int, typer.Option("--batch", help="Draws of noise and timestep a step.")] = 1,
+    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z.")] = 0.1,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """From a photo to a model: the point whose adapter explains the photo best (eq. 5).
+
+    Writes points.safetensors, a peft adapter folder a photo, and pictures beside the photos.
+    """
+    with run("invert", locals()) as job:
+        model, opened = open_space(space, base, device)
+        images = [w2w.ready_photo(photo, model, align_face=align) for photo in photos]
+        ids = [photo.stem for photo in photos]
+        options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, seed=seed, prompt=prompt)
+        latents = model.encode_images(w2w.to_tensor(images))
+        found = w2w.invert(model, opened, latents, ids, options, mask=w2w.ready_mask(mask, model) if mask else None)
+        weights = opened.decode(found.z).cpu()
+        w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
+        for key, adapter in zip(ids, weights, strict=True):
+            w2w.write_peft(job.out / "adapters" / key, opened.layout, adapter, base)
+        seeds = range(pictures)
+        rows = w2w.picture_rows(model, opened.layout, weights, prompt, seeds, guidance=guidance, steps=solver_steps)
+        w2w.write_rows(job.out, ids, rows, seeds)
+        w2w.write_image(job.out / "inverted.png", w2w.grid([[image, *row] for image, row in zip(images, rows, strict=True)]))
+        job.results = {"points": ids, "sheet": job.out / "inverted.png", "unet_evals": found.unet_evals}
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Caption of the pictures; `sks` stands for the adapter's person.")] = SKS,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 4,
+    points: Points = None,
+    space: Space = None,
+    adapter: Adapter = None,
+    dataset: DatasetOption = None,
+    identity: Id = "",
+    base: Base = "tiny-faces",
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Image seed of the first picture; the next has the next.")] = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Draw pictures of a point, of an adapter, of a person of a dataset, or of the base alone."""
+    with run("generate", locals()) as job:
+        model = w2w.BaseModel.load(base, device)
+        layout, weights, key = pick_adapter(points, space, adapter, dataset, identity, model)
+        seeds = range(seed, seed + n)
+        pictures = model.generate(prompt, seeds, layout=layout, weights=weights, guidance=guidance, steps=solver_steps)
+        job.results = {"of": key, "sheet": w2w.write_rows(job.out, [key], [pictures], seeds)}
+
+
+def score(
+    pictures: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    photos: Annotated[Path, typer.Argument(help="A photo, or a folder of photos of one person.")],
+    as_json: Json = False,
+) -> None:
+    """ID Score: mean cosine of FaceNet embeddings over all pairs; faces that are not found are counted."""
+    left, right = (w2w.read_folder(path) if path.is_dir() else [w2w.read_image(path)] for path in (pictures, photos))
+    show(asdict(w2w.id_score(left, right)), as_json)
+
+
+def export(
+    points: Points = None,
+    space: Space = None,
+    dataset: DatasetOption = None,
+    identity: Id = "",
+    base: Base = "tiny-faces",
+    device: Device = "cpu",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write a point, or a person of a dataset, as an adapter folder that `PeftModel.from_pretrained` reads."""
+    with run("export", locals(), "adapter") as job:
+        model = w2w.BaseModel.load(base, device)
+        layout, weights, key = pick_adapter(points, space, None, dataset, identity, model)
+        if weights is None:
+            raise W2WError("nothing to export was named. Give --points and --space, or --dataset and --id.")
+        w2w.write_peft(job.out, layout, weights, base)
+        job.results = {"of": key, "d": layout.d}
+
+
+def pick_adapter(
+    points: Path | None, space: Path | None, adapter: Path | None, dataset: str | None, identity: str, model: Any
+) -> tuple[Any, Any, str]:
+    """The layout, weights [d] and id of what the user named; (None, None, "base") if nothing was.
+
+    Raises W2WError if two things were named, or what was named belongs to another base.
+    """
+    if sum(thing is not None for thing in (points, adapter, dataset)) > 1:
+        raise W2WError("more than one of --points, --adapter and --dataset was given. Name one.")
+    if points:
+        if not space:
+            raise W2WError(f"{points} needs the space that it lies in. Give --space.")
+        opened = w2w.load_space(space, model.device)
+        opened.check(opened.layout, model.id, f"base {model.source}")
+        z, ids = w2w.load_points(points, opened)
+        row = position(ids, identity or ids[0])
+        return opened.layout, opened.decode(z[row : row + 1])[0], ids[row]
+    if adapter:
+        layout, weights = w2w.read_peft(adapter)
+        expected = w2w.Layout.of(model.pipeline.unet, rank=layout.rank, alpha=layout.alpha, targets=layout.targets)
+        expected.check_same(layout, f"base {model.source}", str(adapter))
+        return layout, weights, adapter.name
+    if dataset:
+        data = w2w.WeightDataset.open(dataset)
+        if data.base_id != model.id:
+            raise W2WError(f"dataset {dataset} belongs to base {data.base_id}; {model.source} is {model.id}. Give its --base.")
+        row = position(data.ids, identity or data.ids[0])
+        return data.layout, data.rows([row])[0], data.ids[row]
+    return None, None, "base"
+
+
+def evaluate(
+    faces: Annotated[Path, typer.Argument(help="A folder that `w2w faces align --labels` made.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="tiny-faces (embedded) or the folder of a weight dataset.")] = "tiny-faces",
+    split: Annotated[str, typer.Option("--split", help="Whose people to score; those with two or more photos count.")] = "test",
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Table 1: base, DreamBooth from one and from many photos, PCA and VAE inversion at m = 32, 128 and 512."""
+    with run("evaluate", locals(), "table1.json") as job:
+        model = w2w.BaseModel.load(base, device)
+        table = w2w.table1(model, w2w.WeightDataset.open(dataset), w2w.AlignedFaces.open(faces), split, seed=seed)
+        w2w.write_json(job.out, table)
+        job.results = {"table": w2w.table1_rows(table)}
+
+
+def demo(
+    base: Base = "tiny-faces",
+    dataset: Annotated[str, typer.Option("--dataset", help="tiny-faces (embedded) or the folder of a weight dataset.")] = "tiny-faces",
+    photo: Annotated[Path | None, typer.Option("--photo", help="Photo to invert; the astronaut of scikit-image unless given.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the embedded pipeline and weights; ends with report.html."""
+    with run("demo", locals()) as job:
+        options = w2w.DemoOptions(base=base, dataset=dataset, photo=photo, seed=seed, device=device)
+        job.results = w2w.run_demo(options, job.out)

@@ -1,0 +1,171 @@
+"""Verbs on spaces and their points: fit, sample, interpolate, reconstruct."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import w2wpp as w2w
+from w2wpp.cli.common import (
+    RUNS,
+    SKS,
+    Base,
+    Dataset,
+    Device,
+    DryRun,
+    Guidance,
+    Json,
+    Out,
+    Prompt,
+    Runs,
+    Seed,
+    SpaceFile,
+    Steps,
+    open_space,
+    position,
+    run,
+)
+
+fit = typer.Typer(help="Fit a space to a weight dataset.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `w2w`."""
+    app.add_typer(fit, name="fit")
+    app.command()(sample)
+    app.command()(interpolate)
+    app.command()(reconstruct)
+
+
+@fit.command("pca")
+def fit_pca(
+    dataset: Dataset = "tiny-faces",
+    m: Annotated[int, typer.Option("--m", help="How many principal components to keep.")] = 512,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """PCA-w2w: standardise each coordinate and keep m principal components (Dravid et al. 2024, section 3.2)."""
+    with run("fit-pca", locals(), "space.safetensors") as job:
+        space = w2w.PcaSpace.fit(w2w.WeightDataset.open(dataset), m=m)
+        space.save(job.out)
+        job.results = {"m": space.m, "d": space.layout.d, "explained_variance": float(space.explained_variance_ratio.sum())}
+
+
+@fit.command("vae")
+def fit_vae(
+    dataset: Dataset = "tiny-faces",
+    m: Annotated[int, typer.Option("--m", help="Latent dimensions.")] = 512,
+    widths: Annotated[str, typer.Option("--widths", help="Hidden widths of the encoder; the decoder mirrors them.")] = "4096,2048,1024",
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the train part (80% of the rows).")] = 12,
+    batch: Annotated[int, typer.Option("--batch", help="Adapters a step.")] = 64,
+    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate.")] = 1e-4,
+    kl_weight: Annotated[float, typer.Option("--kl-weight", help="Weight of the KL term after the warm-up.")] = 0.005,
+    schedule: Annotated[str, typer.Option("--schedule", help="How the KL weight rises: steps or cyclical.")] = "steps",
+    variant: Annotated[str, typer.Option("--variant", help="plain, or residual-adversarial.")] = "plain",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """VAE-w2w: a variational autoencoder of the weights (Weights2Weights++, section 5.1)."""
+    with run("fit-vae", locals(), "space.safetensors") as job:
+        sizes = tuple(int(width) for width in widths.split(","))
+        options = w2w.VaeOptions(
+            m=m, widths=sizes, epochs=epochs, batch=batch, lr=lr, kl_weight=kl_weight, schedule=schedule, variant=variant, seed=seed
+        )
+        weights = w2w.WeightDataset.open(dataset)
+        space, history = w2w.VaeSpace.fit(weights, options, device=device)
+        space.save(job.out)
+        job.results = {"m": space.m, "d": space.layout.d, "history": history, "collapse": w2w.collapse(space, weights.rows())}
+
+
+def sample(
+    space: SpaceFile,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many models to draw.")] = 2,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures of each; column j has image seed j in every row.")] = 5,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Draw new models from a space: points.safetensors, and a row of pictures each."""
+    with run("sample", locals()) as job:
+        model, opened = open_space(space, base, device)
+        z = opened.sample(n, seed=seed)
+        ids = [f"sample-{seed}-{i}" for i in range(n)]
+        w2w.save_points(job.out / "points.safetensors", z, ids, opened)
+        seeds = range(pictures)
+        rows = w2w.picture_rows(model, opened.layout, opened.decode(z), prompt, seeds, guidance=guidance, steps=solver_steps)
+        job.results = {"points": ids, "sheet": w2w.write_rows(job.out, ids, rows, seeds)}
+
+
+def interpolate(
+    space: SpaceFile,
+    points: Annotated[Path | None, typer.Option("--points", help="A points.safetensors; two drawn points unless given.")] = None,
+    start: Annotated[str, typer.Option("--from", help="Id of the first point; the file's first unless given.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Id of the last point; the file's last unless given.")] = "",
+    n: Annotated[int, typer.Option("--n", min=2, help="Pictures in the strip, both ends included.")] = 7,
+    image_seed: Annotated[int, typer.Option("--image-seed", help="Seed of the starting noise, the same in every picture.")] = 0,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Walk in a straight line from one point to another, with the same image seed all the way."""
+    with run("interpolate", locals(), "strip.png") as job:
+        model, opened = open_space(space, base, device)
+        z, ids = w2w.load_points(points, opened) if points else (opened.sample(2, seed=seed), [f"sample-{seed}-0", f"sample-{seed}-1"])
+        first, last = position(ids, start or ids[0]), position(ids, end or ids[-1])
+        line = w2w.interpolate(z[first], z[last], n)
+        strip = w2w.picture_rows(model, opened.layout, opened.decode(line), prompt, [image_seed], guidance=guidance, steps=solver_steps)
+        w2w.write_image(job.out, w2w.grid([[picture for row in strip for picture in row]]))
+        job.results = {"from": ids[first], "to": ids[last], "pictures": n}
+
+
+def reconstruct(
+    space: SpaceFile,
+    dataset: Dataset = "tiny-faces",
+    people: Annotated[str, typer.Option("--people", help="Ids, with commas between; the dataset's first rows unless given.")] = "",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many rows without --people.")] = 6,
+    image_seed: Annotated[int, typer.Option("--image-seed", help="Seed of the starting noise, the same in every picture.")] = 0,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Encode adapters and decode them again: pictures of the originals over pictures of what comes back."""
+    with run("reconstruct", locals(), "reconstructions.png") as job:
+        model, opened = open_space(space, base, device)
+        data = w2w.WeightDataset.open(dataset)
+        opened.check(data.layout, data.base_id, f"dataset {dataset}")
+        ids = people.split(",") if people else data.ids[:n]
+        weights = data.rows([position(data.ids, person) for person in ids])
+        rebuilt = opened.decode(opened.encode(weights)).cpu()
+        both = [
+            w2w.picture_rows(model, data.layout, w, prompt, [image_seed], guidance=guidance, steps=solver_steps) for w in (weights, rebuilt)
+        ]
+        w2w.write_image(job.out, w2w.grid([[row[0] for row in rows] for rows in both]))
+        job.results = {"people": ids, "lost": w2w.relative_error(weights, rebuilt)}

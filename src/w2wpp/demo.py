@@ -1,0 +1,173 @@
+"""The whole loop in one function: fit both spaces, sample, interpolate, reconstruct, invert a photo, score, report."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2wpp.base_model import ASSETS, BaseModel
+from w2wpp.evaluate import id_score
+from w2wpp.figures import enlarge, picture_rows, relative_error, write_rows
+from w2wpp.files import read_json
+from w2wpp.formats.peft import write_peft
+from w2wpp.images import Image, grid, to_tensor, write_image
+from w2wpp.inversion.gradient import InversionOptions, invert
+from w2wpp.photo import ready_photo
+from w2wpp.points import interpolate
+from w2wpp.report import table1_rows, write_report
+from w2wpp.runs import command_line
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse
+from w2wpp.weights import WeightDataset
+
+TABLE1 = ASSETS / "table1.json"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Sizes of the demo; the defaults take some minutes on two CPU cores."""
+
+    base: str = "tiny-faces"
+    dataset: str = "tiny-faces"
+    photo: Path | None = None  # to invert; the astronaut of scikit-image (NASA, public domain) if None
+    align_photo: bool = True
+    prompt: str = "photo of sks person"
+    m: int = 128
+    vae_widths: tuple[int, ...] = (1024, 512, 256)
+    vae_epochs: int = 12
+    people: int = 6  # reconstructed
+    pictures: int = 5  # of each drawn model
+    strip: int = 7  # pictures in the interpolation
+    inversion_steps: int = 400
+    scored: int = 8  # pictures of the inverted model that are scored
+    seed: int = 0
+    device: str = "auto"
+
+
+def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """Run the loop; write both spaces, pictures, the inverted adapter and report.html to `folder`; return the results."""
+    start = time.monotonic()
+    torch.manual_seed(options.seed)
+    base = BaseModel.load(options.base, options.device)
+    dataset = WeightDataset.open(options.dataset)
+    pca, vae, fitted = fit_both(dataset, options, folder)
+    sections = [
+        fitted,
+        drawn(base, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder),
+        walked(base, pca, options, folder),
+        rebuilt(base, dataset, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder),
+    ]
+    inversion, scores = inverted(base, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder)
+    sections.append(inversion)
+    if TABLE1.exists():
+        table1 = read_json(TABLE1)
+        text = f"Made by `{table1['command']}` on the {table1['split']} split. ID Score, mean ± standard error over people."
+        sections.append({"title": "Table 1", "text": text, "table": table1_rows(table1)})
+    seconds = round(time.monotonic() - start, 1)
+    results = {
+        "title": "Weights2Weights++, the whole loop",
+        "subtitle": f"{len(dataset):,} adapters of {dataset.d:,} numbers each, over the base {options.base}; {seconds:.0f} seconds.",
+        "command": command_line(),
+        "seed": options.seed,
+        "seconds": seconds,
+        "scores": scores,
+        "sections": sections,
+    }
+    return {**results, "report": write_report(folder, results)}
+
+
+def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tuple[PcaSpace, VaeSpace, dict[str, Any]]:
+    """Fit PCA-w2w and VAE-w2w at the same m, and say what each keeps."""
+    m = min(options.m, len(dataset) - 1)
+    pca = PcaSpace.fit(dataset, m=m)
+    vae, history = VaeSpace.fit(
+        dataset, VaeOptions(m=m, widths=options.vae_widths, epochs=options.vae_epochs, seed=options.seed), device=options.device
+    )
+    pca.save(folder / "pca.safetensors")
+    vae.save(folder / "vae.safetensors")
+    found = collapse(vae, dataset.rows())
+    text = (
+        f"PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the variance with m = {m}. Of the VAE's {m} latents "
+        f"{found['active_units']} are active, and what it decodes has {found['decoded_spread_ratio']:.0%} of the spread of the data: "
+        "near 0% means that it answers with little more than the mean adapter."
+    )
+    return pca, vae, {"title": "Two spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
+
+
+def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The VAE's reconstruction and KL by epoch, train and validation, as a report's curves."""
+    return [
+        {"caption": caption, "ylabel": caption, "log": True, "series": history[key]}
+        for key, caption in (("recon", "reconstruction (x10 units)"), ("kl", "KL (nats a latent)"))
+    ]
+
+
+def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """Two models drawn from each space, a row of pictures each."""
+    figures = []
+    for name, space in spaces.items():
+        z = space.sample(2, seed=options.seed)
+        rows = picture_rows(base, space.layout, space.decode(z), options.prompt, range(options.pictures))
+        sheet = write_rows(folder / f"drawn-{name}", ["0", "1"], enlarged(rows), range(options.pictures))
+        figures.append({"file": str(sheet.relative_to(folder)), "caption": f"{name}: a row is a drawn model, a column an image seed"})
+    return {"title": "New people, drawn from a space", "figures": figures}
+
+
+def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """A straight line between two drawn points, at one image seed."""
+    ends = space.sample(2, seed=options.seed)
+    line = interpolate(ends[0], ends[1], options.strip)
+    rows = picture_rows(base, space.layout, space.decode(line), options.prompt, [0])
+    write_image(folder / "strip.png", grid([[row[0] for row in enlarged(rows)]]))
+    figure = {"file": "strip.png", "caption": "PCA-w2w: from one drawn model to another, one image seed"}
+    return {"title": "From one person to another", "figures": [figure]}
+
+
+def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """Adapters of the dataset over what each space makes of them."""
+    weights = dataset.rows(range(min(options.people, len(dataset))))
+    versions = [weights, *(space.decode(space.encode(weights)).cpu() for space in spaces.values())]
+    rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [0])] for version in versions]
+    write_image(folder / "reconstructions.png", grid(enlarged(rows)))
+    lost = {name: sum(relative_error(weights, version)) / len(weights) for name, version in zip(spaces, versions[1:], strict=True)}
+    shares = "; ".join(f"{name} {value:.0%}" for name, value in lost.items())
+    text = f"Of an adapter's squared distance from the mean is lost: {shares}."
+    caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; a column is a person"
+    return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
+
+
+def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Invert one photo in each space, and score the models' pictures, and the base's, against the photo."""
+    photo = ready_photo(options.photo or astronaut(), base, align_face=options.align_photo)
+    latents = base.encode_images(to_tensor([photo]))
+    seeds = range(options.scored)
+    rows = {"base": base.generate(options.prompt, seeds)}
+    for name, space in spaces.items():
+        found = invert(base, space, latents[:, None], ["photo"], InversionOptions(steps=options.inversion_steps, seed=options.seed))
+        weights = space.decode(found.z).cpu()
+        write_peft(folder / f"adapter-{name}", space.layout, weights[0], options.base)
+        rows[name] = picture_rows(base, space.layout, weights, options.prompt, seeds)[0]
+    scores = {name: id_score(pictures, [photo]) for name, pictures in rows.items()}
+    write_image(folder / "inverted.png", grid(enlarged([[photo, *row] for row in rows.values()])))
+    text = "ID Score against the photo: " + "; ".join(
+        f"{name} {score.mean:.2f} (no face found in {score.missed} of {options.scored})" for name, score in scores.items()
+    )
+    caption = "The photo, then pictures of: " + ", ".join(rows) + ", a row each"
+    section = {"title": "From one photo to a model", "text": text + ".", "figures": [{"file": "inverted.png", "caption": caption}]}
+    return section, {name: {"id": score.mean, "missed": score.missed} for name, score in scores.items()}
+
+
+def astronaut() -> Image:
+    """Eileen Collins, photographed by NASA (public domain), as scikit-image ships it: [512, 512, 3] uint8."""
+    import skimage.data
+
+    return skimage.data.astronaut()
+
+
+def enlarged(rows: list[list[Image]]) -> list[list[Image]]:
+    """Small pictures, enlarged for the report."""
+    return [[enlarge(picture) for picture in row] for row in rows]
