@@ -1,14 +1,24 @@
 """Shared fixtures: `pico`, a random pipeline of kilobytes in Stable Diffusion's folder format, and what grows on it."""
 
+import json
 import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: no test asks the network
 
 from w2wpp.base_build import BaseSizes, build_pipeline
 from w2wpp.base_model import BaseModel
+from w2wpp.cli import main
+from w2wpp.files import write_text
+from w2wpp.images import write_image
 from w2wpp.layout import Layout
 
 PICO = BaseSizes(
@@ -42,3 +52,58 @@ def base(pico: Path) -> BaseModel:
 def layout(base: BaseModel) -> Layout:
     """The default adapter of the pico pipeline: rank 1 on to_q and to_v, d = 1,344."""
     return Layout.of(base.pipeline.unet)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, base: BaseModel, layout: Layout) -> Path:
+    """The folder of a dataset of ten random adapters of the pico pipeline."""
+    from w2wpp.weights import WeightDataset
+
+    data = WeightDataset.create(tmp_path / "dataset", layout, base.id)
+    weights = 0.02 * torch.randn(10, layout.d, generator=torch.Generator().manual_seed(0))
+    data.append(weights, [f"person-{i}" for i in range(10)], [{"person": f"person-{i}"} for i in range(10)])
+    return tmp_path / "dataset"
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The one JSON object on stdout; fails if there is anything else."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def w2w(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Run `w2w` as from a shell: `w2w("fit", "pca", folder, "--m", 4)`."""
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["w2w", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return call
+
+
+def write_faces(folder: Path, people: Mapping[str, int], size: int = 16, split: str = "train") -> Path:
+    """An aligned faces folder of noise: `people` maps a name to a number of photos. Nobody's face is in it."""
+    lines = []
+    for person, n in people.items():
+        for i in range(n):
+            draw = np.random.default_rng([len(lines), i])
+            write_image(folder / person / f"{i}.png", draw.integers(0, 256, (size, size, 3), np.uint8))
+            lines.append({"person": person, "photo": f"{i}.jpg", "size": size, "status": "ok", "labels": {"split": split}})
+    write_text(folder / "faces.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return folder

@@ -32,7 +32,7 @@ def test_default_adapter_has_the_papers_numbers(sd15_layout: Layout) -> None:
     assert (sd15_layout.d, len(sd15_layout.matrices), len(sd15_layout.modules)) == (99_648, 128, 64)
     assert (sd15_layout.rank, sd15_layout.alpha) == (1, 27)
     # 7 x 12,480 + 16 x 768: what the widths of the attention layers add up to.
-    assert 7 * 12_480 + 16 * 768 == sd15_layout.d
+    assert sd15_layout.d == 7 * 12_480 + 16 * 768
 
 
 def test_order_is_the_sorted_key_order_of_the_published_dataset(sd15_layout: Layout) -> None:

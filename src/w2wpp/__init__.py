@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 # Module -> the public names in it. Loaded on first use, so that `w2w --help` does not wait for torch.
 _PUBLIC = {
-    "adapters": ("AdapterOptions", "options_for", "prior_latents", "train_adapters", "train_population"),
+    "adapters": ("AdapterOptions", "options_for", "prior_latents", "train_adapters"),
     "alignment": ("AlignedFaces", "align_photos"),
     "autoencoder_training": ("AutoencoderOptions",),
     "base_build": ("BaseSizes", "build_pipeline"),
@@ -18,12 +18,15 @@ _PUBLIC = {
     "errors": ("W2WError",),
     "evaluate": ("id_score", "table1"),
     "faces": ("align", "embed_pictures"),
+    "files": ("write_json",),
     "figures": ("picture_rows", "relative_error", "write_rows"),
     "formats.peft": ("read_peft", "write_peft"),
-    "images": ("grid", "read_folder", "read_image", "write_image"),
+    "images": ("grid", "read_folder", "read_image", "to_tensor", "write_image"),
     "inversion.gradient": ("InversionOptions", "invert"),
     "layout": ("Layout",),
     "points": ("interpolate", "nearest"),
+    "photo": ("ready_mask", "ready_photo"),
+    "population": ("train_population",),
     "report": ("table1_rows", "write_report"),
     "spaces.base": ("load_space",),
     "spaces.pca": ("PcaSpace",),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import RUNS, Dataset, Device, DryRun, Json, Runs, Seed, run, show
+from w2wpp.cli.common import RUNS, Base, Dataset, Device, DryRun, Json, Runs, Seed, override, run, show
 
 faces = typer.Typer(help="Photos of people, brought to one place and size.", no_args_is_help=True)
 base_model = typer.Typer(help="The frozen pipeline that all adapters share.", no_args_is_help=True)
@@ -98,6 +98,45 @@ def base_show(
         },
         as_json,
     )
+
+
+@adapters.command("train")
+def adapters_train(
+    faces: Faces,
+    out: AppendOut,
+    split: Annotated[str, typer.Option("--split", help="Only the people of this split; everyone unless given.")] = "",
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of each product B A.")] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Scale of the product is alpha / rank.")] = None,
+    targets: Annotated[str | None, typer.Option("--targets", help="Ends of the names of adapted linear layers, with commas.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of Adam.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Photos a person and step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.")] = None,
+    prior_weight: Annotated[float | None, typer.Option("--prior-weight", help="Weight of prior preservation; 0 is none.")] = None,
+    group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 64,
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter for every person, two for a person of several photos, into a weight dataset.
+
+    Options that are not given are the base's own: the paper's for Stable Diffusion, tuned ones for tiny-faces.
+    An interrupted run goes on where it stopped.
+    """
+    given = locals()
+    names = tuple(targets.split(",")) if targets else None
+    options = override(
+        w2w.options_for(base),
+        **{"rank": rank, "alpha": alpha, "targets": names, "steps": steps, "batch": batch, "lr": lr, "prior_weight": prior_weight},
+        seed=seed,
+    )
+    with run("adapters-train", {**given, "options": options}) as job:
+        photos = w2w.AlignedFaces.open(faces)
+        people = photos.of_split(split) if split else list(photos.people)
+        trained = w2w.train_population(w2w.BaseModel.load(base, device), photos, people, out, options, group=group)
+        job.results = trained.info()
 
 
 @dataset.command("info")

@@ -1,0 +1,170 @@
+"""The command line: quick help, one JSON object, dry runs that make nothing, and one clear line for bad input."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+from conftest import Ended, write_faces
+from w2wpp.base_training import BaseTraining
+from w2wpp.cli import app
+from w2wpp.demo import DemoOptions
+from w2wpp.images import write_image
+from w2wpp.inversion.gradient import InversionOptions
+from w2wpp.layout import Layout
+from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.vae import VaeOptions
+from w2wpp.weights import WeightDataset
+
+Call = Callable[..., Ended]
+VERBS = {
+    "faces align", "base train", "base show", "adapters train", "dataset info", "fit pca", "fit vae", "sample", "interpolate",
+    "reconstruct", "invert", "generate", "score", "export", "evaluate", "demo",
+}  # fmt: skip
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every verb with its full name."""
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+        return
+    for name, sub in command.commands.items():
+        yield from leaves(sub, (*path, name))
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+
+def flags(verb: str) -> dict[str, Any]:
+    """A verb's options by long name, with their defaults."""
+    return {option.opts[0]: option.default for option in COMMANDS[verb].params}
+
+
+def test_the_verbs_are_those_of_the_documentation() -> None:
+    assert set(COMMANDS) == VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_option_has_help_and_files_come_with_a_dry_run(verb: str) -> None:
+    for param in COMMANDS[verb].params:
+        assert getattr(param, "help", None), f"{param.name} of {verb} has no help"
+    assert "--json" in flags(verb)
+    assert ("--out" in flags(verb)) == ("--dry-run" in flags(verb)) == ("--runs" in flags(verb))
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, w2wpp.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_flags_say_the_same_defaults_as_the_library() -> None:
+    vae, inversion, base, demo = VaeOptions(), InversionOptions(), BaseTraining(), DemoOptions()
+    for name in ("m", "epochs", "batch", "lr", "kl_weight", "schedule", "variant"):
+        assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
+    assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
+    for name in ("steps", "batch", "lr"):
+        assert flags("invert")[f"--{name}"] == getattr(inversion, name)
+    assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
+    assert flags("base train")["--denoiser-steps"] == base.denoiser.steps
+    assert flags("base train")["--batch"] == base.denoiser.batch
+    assert (flags("demo")["--base"], flags("demo")["--dataset"]) == (demo.base, demo.dataset)
+
+
+@pytest.fixture
+def space(tmp_path: Path, dataset: Path) -> Path:
+    """A PCA space of them."""
+    PcaSpace.fit(WeightDataset.open(dataset), m=4).save(tmp_path / "space.safetensors")
+    return tmp_path / "space.safetensors"
+
+
+def test_dry_run_shows_the_resolved_options_and_makes_nothing(w2w: Call, tmp_path: Path, dataset: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    ended = w2w("fit", "vae", dataset, "--m", 7, "--runs", tmp_path / "runs", "--dry-run", "--json").json()
+    assert (ended["options"]["m"], ended["options"]["lr"]) == (7, 1e-4)
+    assert ended["writes"][0].endswith("fit-vae/space.safetensors")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_json_the_result_is_for_people(w2w: Call, dataset: Path) -> None:
+    ended = w2w("dataset", "info", dataset)
+    assert ended.code == 0
+    assert not ended.out.startswith("{")
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """Assert one clear line on stderr and exit code 2."""
+    assert ended.code == 2, ended.err
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_folder_with_no_people(w2w: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(w2w("faces", "align", tmp_path / "empty", "--out", tmp_path / "faces", "--runs", tmp_path / "runs"), "no person/photo.jpg")
+    assert not (tmp_path / "faces").exists()
+
+
+def test_a_photo_without_a_face_or_cut_short(w2w: Call, tmp_path: Path, pico: Path, space: Path) -> None:
+    blank = tmp_path / "blank.png"
+    write_image(blank, torch.full((64, 64, 3), 127, dtype=torch.uint8).numpy())
+    options = ["--base", pico, "--runs", tmp_path / "runs", "--device", "cpu"]
+    refused(w2w("invert", space, blank, *options), "no face")
+    blank.write_bytes(blank.read_bytes()[:40])
+    refused(w2w("invert", space, blank, *options), "not a readable picture")
+
+
+def test_an_unknown_word(w2w: Call, tmp_path: Path, pico: Path) -> None:
+    refused(w2w("generate", "photo of zork", "--base", pico, "--runs", tmp_path / "runs"), "zork", "does not know")
+
+
+def test_another_rank_or_base(w2w: Call, tmp_path: Path, base: Any, pico: Path, space: Path) -> None:
+    other = Layout.of(base.pipeline.unet, rank=2)
+    data = WeightDataset.create(tmp_path / "rank-2", other, base.id)
+    data.append(torch.zeros(1, other.d), ["someone"], [{"person": "someone"}])
+    options = ["--base", pico, "--runs", tmp_path / "runs"]
+    refused(w2w("reconstruct", space, tmp_path / "rank-2", *options), "rank 1", "rank 2")
+    foreign = WeightDataset.create(tmp_path / "foreign", other, "0" * 16)
+    foreign.append(torch.zeros(1, other.d), ["someone"], [{"person": "someone"}])
+    refused(w2w("generate", "--dataset", tmp_path / "foreign", *options), "0" * 16, base.id)
+
+
+def test_a_space_cut_short_and_m_beyond_n(w2w: Call, tmp_path: Path, pico: Path, dataset: Path, space: Path) -> None:
+    runs = tmp_path / "runs"
+    before = space.read_bytes()
+    refused(w2w("fit", "pca", dataset, "--m", 10, "--out", space, "--runs", runs), "10")
+    assert space.read_bytes() == before
+    space.write_bytes(before[:-100])
+    refused(w2w("sample", space, "--base", pico, "--runs", runs), "space.safetensors")
+
+
+def test_an_id_that_is_not_there(w2w: Call, tmp_path: Path, pico: Path, dataset: Path) -> None:
+    ended = w2w("export", "--dataset", dataset, "--id", "nobody", "--base", pico, "--runs", tmp_path / "runs")
+    refused(ended, "'nobody'", "person-0")
+
+
+def test_a_full_disk_leaves_the_old_file(w2w: Call, tmp_path: Path, dataset: Path, space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = space.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(w2w("fit", "pca", dataset, "--m", 3, "--out", space, "--runs", tmp_path / "runs"), "No space left")
+    assert space.read_bytes() == before
+
+
+def test_adapters_need_a_base_that_fits_the_faces(w2w: Call, tmp_path: Path, pico: Path) -> None:
+    faces = write_faces(tmp_path / "faces", {"Ada": 1}, size=24)
+    ended = w2w("adapters", "train", faces, "--out", tmp_path / "d", "--base", pico, "--steps", 1, "--runs", tmp_path / "runs")
+    refused(ended, "24x24", "16x16")

@@ -1,0 +1,106 @@
+"""The whole loop through the command line, on a pico pipeline: from a folder of photos to an adapter that peft loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import PeftModel
+
+from conftest import Ended, write_faces
+from w2wpp.base_model import BaseModel
+from w2wpp.cli.common import SKS
+from w2wpp.demo import DemoOptions, run_demo
+from w2wpp.formats.peft import read_peft
+from w2wpp.images import read_image
+from w2wpp.lora import adapted
+from w2wpp.weights import WeightDataset
+
+PEOPLE = {f"Person_{i}": 1 + i % 2 for i in range(10)}  # every second one has two photos, hence two adapters
+
+
+def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, pico: Path, base: BaseModel) -> None:
+    faces = write_faces(tmp_path / "faces", PEOPLE)
+    data, pca, vae = tmp_path / "adapters", tmp_path / "pca.safetensors", tmp_path / "vae.safetensors"
+    photo = faces / "Person_0" / "0.png"
+    common = ["--runs", tmp_path / "runs", "--json"]
+    draw = ["--base", pico, "--device", "cpu", "--solver-steps", 2, *common]
+
+    trained = w2w(
+        "adapters",
+        "train",
+        faces,
+        "--out",
+        data,
+        "--base",
+        pico,
+        "--steps",
+        2,
+        "--group",
+        4,
+        "--prior-weight",
+        0,
+        "--device",
+        "cpu",
+        *common,
+    ).json()
+    assert trained["n"] == 15
+    assert {"Person_1", "Person_1#b"} <= set(WeightDataset.open(data).ids)
+
+    assert w2w("fit", "pca", data, "--m", 3, "--out", pca, *common).json()["m"] == 3
+    fitted = w2w(
+        "fit", "vae", data, "--m", 3, "--widths", "16,8", "--epochs", 2, "--batch", 4, "--out", vae, "--device", "cpu", *common
+    ).json()
+    assert {"active_units", "decoded_spread_ratio"} <= set(fitted["collapse"])
+
+    for space in (pca, vae):
+        out = tmp_path / f"sample-{space.stem}"
+        drawn = w2w("sample", space, "--n", 2, "--pictures", 3, "--out", out, *draw).json()
+        assert read_image(drawn["sheet"]).shape == (2 * 16 + 2, 3 * 16 + 4, 3)
+
+        strip = w2w("interpolate", space, "--points", out / "points.safetensors", "--n", 3, *draw).json()
+        # The ends of the strip are the drawn models themselves, at the same image seed.
+        assert (read_image(strip["out"])[:, :16] == read_image(out / "pictures" / drawn["points"][0] / "0.png")).all()
+        assert (read_image(strip["out"])[:, -16:] == read_image(out / "pictures" / drawn["points"][1] / "0.png")).all()
+
+        rebuilt = w2w("reconstruct", space, data, "--n", 3, *draw).json()
+        assert len(rebuilt["lost"]) == 3
+
+        me = tmp_path / f"me-{space.stem}"
+        found = w2w("invert", space, photo, "--no-align", "--steps", 2, "--pictures", 2, "--out", me, *draw).json()
+        assert found["unet_evals"] == 2
+
+        # The point, its saved adapter and its export are one model: the same pictures.
+        by_point = w2w("generate", SKS, "--points", me / "points.safetensors", "--space", space, "--n", 2, *draw).json()
+        by_adapter = w2w("generate", SKS, "--adapter", me / "adapters" / "0", "--n", 2, *draw).json()
+        w2w("export", "--points", me / "points.safetensors", "--space", space, "--base", pico, "--out", me / "again", *common).json()
+        assert (read_image(by_point["sheet"]) == read_image(by_adapter["sheet"])).all()
+        assert torch.equal(read_peft(me / "again")[1], read_peft(me / "adapters" / "0")[1])
+        assert same_in_peft(base, pico, me / "again") < 1e-4
+
+
+def same_in_peft(base: BaseModel, pico: Path, folder: Path) -> float:
+    """The largest difference between peft's UNet with this adapter and ours, over the size of the adapter's effect."""
+    layout, weights = read_peft(folder)
+    draw = torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, *base.latent_shape, generator=draw), torch.tensor([100, 700])
+    context = base.encode_text([SKS, ""])
+    loaded = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(pico, subfolder="unet"), str(folder)).eval()
+    with torch.no_grad():
+        theirs = loaded(x, t, context).sample
+        with adapted(base.pipeline.unet, layout, weights[None]):
+            ours = base.pipeline.unet(x, t, context).sample
+        assert not torch.equal(ours, base.pipeline.unet(x, t, context).sample)
+    return float((theirs - ours).abs().max())
+
+
+def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, dataset: Path) -> None:
+    photo = write_faces(tmp_path / "faces", {"Ada": 1}) / "Ada" / "0.png"
+    small = {"m": 4, "vae_widths": (16,), "vae_epochs": 2, "people": 2, "pictures": 2, "strip": 3, "inversion_steps": 2, "scored": 1}
+    options = DemoOptions(base=str(pico), dataset=str(dataset), photo=photo, align_photo=False, device="cpu", **small)  # type: ignore[arg-type]
+    results = run_demo(options, tmp_path / "demo")
+    html = results["report"].read_text()
+    assert html.count("data:image/png;base64,") == 5  # two draws, a strip, reconstructions, inversions
+    assert html.count("<svg") == 2  # reconstruction and KL
+    assert 'src="http' not in html and 'href="http' not in html
+    assert set(results["scores"]) == {"base", "PCA-w2w", "VAE-w2w"}

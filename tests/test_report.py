@@ -1,0 +1,67 @@
+"""The report and the README's table come from results files alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from w2wpp.docs import BEGIN, END, with_table1
+from w2wpp.errors import W2WError
+from w2wpp.images import write_image
+from w2wpp.report import table1_rows, write_report
+
+TABLE1 = {
+    "split": "test",
+    "base": "tiny-faces",
+    "command": "w2w evaluate faces",
+    "seed": 0,
+    "versions": {},
+    "rows": [
+        {"method": "base", "space": None, "m": None, "id_input": 0.1, "id_input_se": 0.004, "id_other": 0.09, "id_other_se": None}
+        | {"n": 80, "missed": 3, "unet_evals": None, "seconds": None},
+        {"method": "inversion", "space": "pca", "m": 128, "id_input": 0.456, "id_input_se": 0.021, "id_other": None, "id_other_se": None}
+        | {"n": 80, "missed": 0, "unet_evals": 4000, "seconds": 12.345},
+    ],
+}
+
+
+def test_table_shows_errors_counts_and_gaps() -> None:
+    base, pca = table1_rows(TABLE1)["rows"]
+    assert base == ["base", "", "", "0.10 ± 0.00", "0.09", "80", "3", "", ""]
+    assert pca == ["inversion", "pca", "128", "0.46 ± 0.02", "", "80", "0", "4,000", "12.3"]
+
+
+def test_readme_changes_only_between_the_markers_and_twice_is_once() -> None:
+    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    once = with_table1(readme, TABLE1)
+    assert once.startswith(f"before\n{BEGIN}\n| method") and once.endswith(f"{END}\nafter\n")
+    assert "old" not in once
+    assert with_table1(once, TABLE1) == once
+    with pytest.raises(W2WError, match="has no"):
+        with_table1("no markers", TABLE1)
+
+
+def test_the_repositorys_readme_has_the_markers() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert readme.count(BEGIN) == readme.count(END) == 1
+
+
+def test_report_escapes_text_and_embeds_pictures(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    results = {
+        "title": "A <title>",
+        "subtitle": "",
+        "command": "w2w demo",
+        "seed": 0,
+        "sections": [
+            {"title": "Pictures", "figures": [{"file": "a.png", "caption": "a & b"}]},
+            {"title": "Curves", "curves": [{"caption": "loss", "ylabel": "loss", "log": True, "series": {"train": [2.0, 1.0]}}]},
+            {"title": "Table", "table": table1_rows(TABLE1)},
+        ],
+    }
+    html = write_report(tmp_path, results).read_text()
+    assert "A &lt;title&gt;" in html and "a &amp; b" in html
+    assert "data:image/png;base64," in html and "<svg" in html and "0.46 ± 0.02" in html
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(W2WError, match=r"a\.png"):
+        write_report(tmp_path, results)
