@@ -1,0 +1,1 @@
+"""Adapter files of other libraries: read and write, one file each."""

@@ -1,0 +1,105 @@
+"""Adapter folders of huggingface/peft: `adapter_config.json` and `adapter_model.safetensors`.
+
+`PeftModel.from_pretrained(unet, folder)` loads what `write_peft` wrote. The scale alpha / rank lives in the
+configuration alone, so that a reader of the tensors that ignores it gets a wrong model without an error.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from w2wpp.errors import W2WError
+from w2wpp.files import read_json, replacing, write_tensors
+from w2wpp.layout import Layout, Matrix
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # peft's two wrappers around the UNet
+# Options that change the arithmetic of a LoRA: with one of them B A alpha / rank is not what peft computes.
+OTHER_ARITHMETIC = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "modules_to_save")
+
+
+def write_peft(folder: str | Path, layout: Layout, weights: Tensor, base: str) -> None:
+    """Write one adapter, weights [d], as a peft folder.
+
+    base: the base model's name or path, for the record. Raises W2WError if the weights are not those of the layout,
+    or hold a NaN; the folder is then as it was.
+    """
+    _check_finite(weights, "the adapter")
+    matrices = {PREFIX + name: matrix.float() for name, matrix in layout.unflatten(weights).items()}
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": layout.rank,
+        "lora_alpha": int(layout.alpha) if layout.alpha.is_integer() else layout.alpha,
+        "target_modules": list(layout.targets),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    # The tensors are written while the configuration waits aside: a full disk leaves both as they were.
+    with replacing(Path(folder) / CONFIG) as aside:
+        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(Path(folder) / TENSORS, matrices)
+
+
+def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
+    """Read a peft folder: its layout and weights [d] float32.
+
+    Raises W2WError if a file is missing or cut short, if the adapter is no plain LoRA of one rank, or holds a NaN.
+    """
+    folder = Path(folder)
+    rank, alpha, targets = _read_config(folder / CONFIG)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise W2WError(f"cannot read {folder / TENSORS}: {error}. Was it cut short? Give a folder that `w2w export` made.") from error
+    matrices = {_name(key, folder): tensor.float() for key, tensor in tensors.items()}
+    for name, matrix in matrices.items():
+        down = ".lora_A." in name
+        pair = name.replace(".lora_A.", ".lora_B.") if down else name.replace(".lora_B.", ".lora_A.")
+        if pair not in matrices:
+            raise W2WError(f"{folder} has {name} without {pair}. Export the adapter again.")
+        if matrix.dim() != 2 or matrix.shape[0 if down else 1] != rank:
+            raise W2WError(
+                f"{name} in {folder} has shape {list(matrix.shape)}, but its {CONFIG} says rank {rank}. Export the adapter again."
+            )
+    if not matrices:
+        raise W2WError(f"{folder / TENSORS} holds no matrix. Export the adapter again.")
+    ordered = tuple(Matrix(name, (matrices[name].shape[0], matrices[name].shape[1])) for name in sorted(matrices))
+    layout = Layout(ordered, rank, alpha, targets)
+    weights = layout.flatten(matrices)
+    _check_finite(weights, str(folder))
+    return layout, weights
+
+
+def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
+    """Rank, alpha and targets. Raises W2WError unless this is a plain LoRA."""
+    config: Any = read_json(path)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise W2WError(f"{path} does not describe a LoRA (no peft_type LORA). Give a LoRA folder of peft.")
+    used = [option for option in OTHER_ARITHMETIC if config.get(option)]
+    if used:
+        raise W2WError(f"{path} uses {', '.join(used)}; only a plain LoRA of one rank can be read. Train one without.")
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        raise W2WError(f"{path} has target_modules {targets!r}; a list of layer names was expected, such as to_q, to_v.")
+    try:
+        return int(config["r"]), float(config["lora_alpha"]), tuple(str(target) for target in targets)
+    except (KeyError, TypeError, ValueError) as error:
+        raise W2WError(f"{path} has no usable r and lora_alpha ({error!r}). Export the adapter again.") from error
+
+
+def _name(key: str, folder: Path) -> str:
+    """A layout's matrix name for a peft key."""
+    if not key.startswith(PREFIX) or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+        raise W2WError(f"{folder} has the key {key}; {PREFIX}<module>.lora_A.weight and lora_B.weight were expected.")
+    return key.removeprefix(PREFIX)
+
+
+def _check_finite(weights: Tensor, who: str) -> None:
+    if not torch.isfinite(weights).all():
+        raise W2WError(f"{who} has {int((~torch.isfinite(weights)).sum())} weights that are not numbers. Train it again at a lower --lr.")
