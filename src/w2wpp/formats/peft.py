@@ -64,9 +64,7 @@ def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
         if pair not in matrices:
             raise W2WError(f"{folder} has {name} without {pair}. Export the adapter again.")
         if matrix.dim() != 2 or matrix.shape[0 if down else 1] != rank:
-            raise W2WError(
-                f"{name} in {folder} has shape {list(matrix.shape)}, but its {CONFIG} says rank {rank}. Export the adapter again."
-            )
+            raise W2WError(f"{name} in {folder} has shape {list(matrix.shape)}, but {CONFIG} says rank {rank}. Export it again.")
     if not matrices:
         raise W2WError(f"{folder / TENSORS} holds no matrix. Export the adapter again.")
     ordered = tuple(Matrix(name, (matrices[name].shape[0], matrices[name].shape[1])) for name in sorted(matrices))

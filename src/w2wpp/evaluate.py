@@ -1,0 +1,247 @@
+"""The ID Score, and table 1: how well each method's pictures show the person, at what cost.
+
+ID Score (Dravid et al. 2024, section 4.3): MTCNN finds the face in both pictures, FaceNet embeds it, cosine.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from w2wpp.adapters import AdapterOptions
+from w2wpp.alignment import AlignedFaces
+from w2wpp.base_model import BaseModel
+from w2wpp.errors import W2WError
+from w2wpp.faces import FaceJudge, embed_pictures
+from w2wpp.files import read_json, write_json
+from w2wpp.images import Image, batches, grid, write_image
+from w2wpp.layout import Layout
+from w2wpp.methods import Method, Subject, Table1Options, methods
+from w2wpp.progress import track
+from w2wpp.runs import command_line, resolved, versions
+from w2wpp.seeds import generator
+from w2wpp.weights import WeightDataset
+
+Embedding = NDArray[Any] | None  # a unit vector; None where no face was found
+SCORES = ("id_input", "id_other", "id_other_people")
+SHEET_PEOPLE = 16
+
+
+@dataclass(frozen=True)
+class IdScore:
+    """How alike the faces of pictures and photos are."""
+
+    mean: float  # cosine over all pairs with two faces; not a number where there is no such pair
+    n_pairs: int
+    missed: int  # pictures without a face
+    photos_missed: int  # photos without a face
+
+
+def id_score(pictures: Sequence[Image], photos: Sequence[Image], judge: FaceJudge | None = None) -> IdScore:
+    """Score pictures [h, w, 3] uint8 against photos of one person; faces that are not found are counted, never fatal."""
+    return score_embedded(embed_pictures(pictures, judge), embed_pictures(photos, judge))
+
+
+def score_embedded(pictures: Sequence[Embedding], photos: Sequence[Embedding]) -> IdScore:
+    """The ID Score of faces that were embedded before, as by `faces.embed_pictures`."""
+    cosines = [float(a @ b) for a in pictures if a is not None for b in photos if b is not None]
+    missed, photos_missed = (sum(face is None for face in faces) for faces in (pictures, photos))
+    return IdScore(fmean(cosines) if cosines else math.nan, len(cosines), missed, photos_missed)
+
+
+def generate_for(
+    base: BaseModel,
+    layout: Layout,
+    weights: Tensor | None,
+    keys: Sequence[str],
+    prompt: str,
+    n: int = 5,
+    *,
+    guidance: float = 2.0,
+    steps: int = 20,
+    seed: int = 0,
+    group: int = 32,
+) -> list[list[Image]]:
+    """Draw n pictures for each key: a list of pictures [h, w, 3] uint8 a key.
+
+    weights: an adapter a key, [k, d]; None draws from the base alone. Picture i of a key starts from the noise of
+    (seed, key, i), whatever the weights, so that two methods differ by their adapters alone.
+    """
+    rows: list[list[Image]] = []
+    for s in track(list(batches(len(keys), group)), f"draw {n} pictures each"):
+        seeds = [int(torch.randint(2**31, (1,), generator=generator(seed, "picture", key, i))) for key in keys[s] for i in range(n)]
+        adapters = None if weights is None else weights[s].repeat_interleave(n, 0)
+        drawn = base.generate(prompt, seeds, layout=layout, weights=adapters, guidance=guidance, steps=steps)
+        rows += [drawn[i : i + n] for i in range(0, len(drawn), n)]
+    return rows
+
+
+@dataclass(frozen=True)
+class Sitters:
+    """The people of table 1 and the embeddings of their real photos, index by index."""
+
+    subjects: list[Subject]
+    inputs: list[Embedding]
+    held_out: list[list[Embedding]]
+    left_out: list[str]  # people whose input photo, or all of whose other photos, show no face to the judge
+
+    @classmethod
+    def of(cls, faces: AlignedFaces, split: str, judge: FaceJudge | None) -> "Sitters":
+        """The people of a split with two or more photos. Raises W2WError if nobody can be scored."""
+        people = [person for person in faces.of_split(split) if len(faces.people[person]) >= 2]
+        sitters = cls([], [], [], [])
+        for person in track(people, "embed photos"):
+            subject = Subject.of(person, faces.photos(person))
+            shown, others = embed_pictures([subject.input_photo], judge)[0], embed_pictures(subject.held_out, judge)
+            if shown is None or all(face is None for face in others):
+                sitters.left_out.append(person)
+                continue
+            sitters.subjects.append(subject)
+            sitters.inputs.append(shown)
+            sitters.held_out.append(others)
+        if not sitters.subjects:
+            raise W2WError(f"{faces.folder} has nobody in split {split!r} with two photos that show a face. Choose another --split.")
+        return sitters
+
+
+def table1(
+    base: BaseModel,
+    dataset: WeightDataset,
+    faces: AlignedFaces,
+    split: str = "test",
+    *,
+    seed: int = 0,
+    options: Table1Options | None = None,
+    folder: Path | None = None,
+    judge: FaceJudge | None = None,
+) -> dict[str, Any]:
+    """Compare base, DreamBooth and inversion in PCA and VAE spaces on the people of a split: the table as JSON holds it.
+
+    The input photo is a person's first; DreamBooth from many photos sees the first half of them; `id_other` is the
+    score against the second half, which no method saw, and `id_other_people` the one against the next person's.
+    Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
+    real photos, is the ceiling: the input photo scored in place of pictures.
+    folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
+    Raises W2WError if the dataset belongs to another base or holds scored people, or the folder is of another table.
+    """
+    options = options or Table1Options()
+    adapters = _adapter_options(dataset)
+    dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
+    sitters = Sitters.of(faces, split, judge)
+    people = [subject.person for subject in sitters.subjects]
+    known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))
+    if known:
+        raise W2WError(f"the dataset holds adapters of {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
+    about = {"split": split, "base": base.source, "seed": seed}
+    settings = resolved({"base_id": base.id, "n_adapters": len(dataset), "adapters": adapters, "table": options})
+    if folder:
+        _keep_settings(folder, {**about, **settings, "people": people})
+    rows = []
+    for method in methods(base, dataset, adapters, options, seed):
+        saved = folder / "rows" / f"{_slug(method)}.json" if folder else None
+        if saved and saved.exists():
+            rows.append(read_json(saved))
+            continue
+        row, sheet = _row(base, dataset.layout, sitters, method, adapters.prompt, options, seed, judge)
+        if folder and saved:
+            write_image(folder / "sheets" / f"{_slug(method)}.png", sheet)
+            write_json(saved, row)
+        rows.append(row)
+    rows.append(_ceiling(sitters))
+    return {
+        **about,
+        "command": command_line(),
+        "versions": versions(),
+        "left_out": sitters.left_out,
+        "settings": settings,
+        "rows": rows,
+    }
+
+
+def _row(
+    base: BaseModel,
+    layout: Layout,
+    sitters: Sitters,
+    method: Method,
+    prompt: str,
+    options: Table1Options,
+    seed: int,
+    judge: FaceJudge | None,
+) -> tuple[dict[str, Any], Image]:
+    """Fit one method to everybody, draw and score: the row, and a sheet with the input photo left of the pictures."""
+    fitted = method.fit(sitters.subjects)
+    drawn = generate_for(
+        base,
+        layout,
+        fitted.weights,
+        [subject.person for subject in sitters.subjects],
+        prompt,
+        options.pictures,
+        guidance=options.guidance,
+        steps=options.solver_steps,
+        seed=seed,
+        group=options.group,
+    )
+    embedded = [embed_pictures(pictures, judge) for pictures in track(drawn, "embed pictures")]
+    scores = summary([_person_scores(sitters, i, faces) for i, faces in enumerate(embedded)])
+    cost = {"photos": fitted.photos, "unet_evals": fitted.unet_evals, "seconds": fitted.seconds}
+    head = {"method": method.name, "space": method.space, "m": method.m}
+    sheet = [[subject.input_photo, *pictures] for subject, pictures in zip(sitters.subjects, drawn, strict=True)]
+    return {**head, **scores, "pictures": options.pictures * len(drawn), **cost}, grid(sheet[:SHEET_PEOPLE])
+
+
+def _ceiling(sitters: Sitters) -> dict[str, Any]:
+    """The row of real photos: what pictures would score if they were the input photo."""
+    people = [{**_person_scores(sitters, i, [face]), "id_input": None} for i, face in enumerate(sitters.inputs)]
+    cost = {"pictures": 0, "photos": 1, "unet_evals": None, "seconds": None}
+    return {"method": "real photos", "space": None, "m": None, **summary(people), **cost}
+
+
+def _person_scores(sitters: Sitters, i: int, pictures: Sequence[Embedding]) -> dict[str, Any]:
+    """Scores of one person's pictures against the input photo, the held-out photos, and the next person's photos."""
+    after = (i + 1) % len(sitters.subjects)
+    strangers = [sitters.inputs[after], *sitters.held_out[after]] if after != i else []
+    found = [score_embedded(pictures, photos) for photos in ([sitters.inputs[i]], sitters.held_out[i], strangers)]
+    means = {key: score.mean if score.n_pairs else None for key, score in zip(SCORES, found, strict=True)}
+    return {"person": sitters.subjects[i].person, **means, "missed": found[0].missed}
+
+
+def summary(people: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard error over people of their scores; None where nobody, or one person, has a score.
+
+    n: people with a score against their held-out photos. missed: pictures without a face, of all people.
+    """
+    row: dict[str, Any] = {}
+    for key in SCORES:
+        values = [person[key] for person in people if person[key] is not None]
+        row[key] = fmean(values) if values else None
+        row[f"{key}_se"] = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    n = sum(person["id_other"] is not None for person in people)
+    return {**row, "n": n, "missed": sum(person["missed"] for person in people), "people": list(people)}
+
+
+def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
+    """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
+    try:
+        given = dict(dataset.meta["adapters"])
+        return AdapterOptions(**{**given, "targets": tuple(given["targets"])})
+    except (KeyError, TypeError) as error:
+        raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
+
+
+def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "settings.json"
+    if path.exists() and read_json(path) != settings:
+        raise W2WError(f"{folder} holds rows of a table with other settings ({path.name} says which). Choose another folder.")
+    write_json(path, settings)
+
+
+def _slug(method: Method) -> str:
+    words = f"{method.name} {method.space or ''} {method.m or ''}".replace(",", "").lower().split()
+    return "-".join(words)
