@@ -20,6 +20,7 @@ from w2wpp.cli import main
 from w2wpp.files import write_text
 from w2wpp.images import write_image
 from w2wpp.layout import Layout
+from w2wpp.weights import WeightDataset
 
 PICO = BaseSizes(
     image_size=16,
@@ -57,8 +58,6 @@ def layout(base: BaseModel) -> Layout:
 @pytest.fixture
 def dataset(tmp_path: Path, base: BaseModel, layout: Layout) -> Path:
     """The folder of a dataset of ten random adapters of the pico pipeline."""
-    from w2wpp.weights import WeightDataset
-
     data = WeightDataset.create(tmp_path / "dataset", layout, base.id)
     weights = 0.02 * torch.randn(10, layout.d, generator=torch.Generator().manual_seed(0))
     data.append(weights, [f"person-{i}" for i in range(10)], [{"person": f"person-{i}"} for i in range(10)])

@@ -69,8 +69,8 @@ def test_flags_say_the_same_defaults_as_the_library() -> None:
     for name in ("m", "epochs", "batch", "lr", "kl_weight", "schedule", "variant"):
         assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
     assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
-    for name in ("steps", "batch", "lr"):
-        assert flags("invert")[f"--{name}"] == getattr(inversion, name)
+    for name in ("steps", "batch", "lr", "prompt", "prior_weight", "seed"):
+        assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name)
     assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
     assert flags("base train")["--denoiser-steps"] == base.denoiser.steps
     assert flags("base train")["--batch"] == base.denoiser.batch

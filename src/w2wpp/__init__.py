@@ -24,6 +24,7 @@ _PUBLIC = {
     "images": ("grid", "read_folder", "read_image", "to_tensor", "write_image"),
     "inversion.gradient": ("InversionOptions", "invert"),
     "layout": ("Layout",),
+    "point_files": ("load_points", "save_points"),
     "points": ("interpolate", "nearest"),
     "photo": ("ready_mask", "ready_photo"),
     "population": ("train_population",),

@@ -129,7 +129,8 @@ def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) ->
 
 def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
     """Adapters of the dataset over what each space makes of them."""
-    weights = dataset.rows(range(min(options.people, len(dataset))))
+    first = [i for i, label in enumerate(dataset.labels) if label.get("half") != "b"]
+    weights = dataset.rows(first[: options.people])
     versions = [weights, *(space.decode(space.encode(weights)).cpu() for space in spaces.values())]
     rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [0])] for version in versions]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
@@ -147,7 +148,7 @@ def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions,
     seeds = range(options.scored)
     rows = {"base": base.generate(options.prompt, seeds)}
     for name, space in spaces.items():
-        found = invert(base, space, latents[:, None], ["photo"], InversionOptions(steps=options.inversion_steps, seed=options.seed))
+        found = invert(base, space, latents, ["photo"], InversionOptions(steps=options.inversion_steps, seed=options.seed))
         weights = space.decode(found.z).cpu()
         write_peft(folder / f"adapter-{name}", space.layout, weights[0], options.base)
         rows[name] = picture_rows(base, space.layout, weights, options.prompt, seeds)[0]

@@ -49,6 +49,7 @@ def invert(
     steps: Annotated[int, typer.Option("--steps", help="Steps of Adam.")] = 400,
     batch: Annotated[int, typer.Option("--batch", help="Draws of noise and timestep a step.")] = 1,
     lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z.")] = 0.1,
+    prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.0,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
@@ -69,7 +70,7 @@ def invert(
         model, opened = open_space(space, base, device)
         images = [w2w.ready_photo(photo, model, align_face=align) for photo in photos]
         ids = [photo.stem for photo in photos]
-        options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, seed=seed, prompt=prompt)
+        options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prompt=prompt, prior_weight=prior_weight, seed=seed)
         latents = model.encode_images(w2w.to_tensor(images))
         found = w2w.invert(model, opened, latents, ids, options, mask=w2w.ready_mask(mask, model) if mask else None)
         weights = opened.decode(found.z).cpu()
@@ -168,7 +169,7 @@ def pick_adapter(
         data = w2w.WeightDataset.open(dataset)
         if data.base_id != model.id:
             raise W2WError(f"dataset {dataset} belongs to base {data.base_id}; {model.source} is {model.id}. Give its --base.")
-        row = position(data.ids, identity or data.ids[0])
+        row = data.index_of(identity or data.ids[0])
         return data.layout, data.rows([row])[0], data.ids[row]
     return None, None, "base"
 

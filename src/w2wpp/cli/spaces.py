@@ -162,7 +162,7 @@ def reconstruct(
         data = w2w.WeightDataset.open(dataset)
         opened.check(data.layout, data.base_id, f"dataset {dataset}")
         ids = people.split(",") if people else data.ids[:n]
-        weights = data.rows([position(data.ids, person) for person in ids])
+        weights = data.rows([data.index_of(person) for person in ids])
         rebuilt = opened.decode(opened.encode(weights)).cpu()
         both = [
             w2w.picture_rows(model, data.layout, w, prompt, [image_seed], guidance=guidance, steps=solver_steps) for w in (weights, rebuilt)
