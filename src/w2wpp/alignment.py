@@ -115,7 +115,9 @@ def align_photos(
             index.flush()
     lines = read_index(out)
     counts = Counter(line["status"] for line in lines)
-    listed = {status: [f"{ln['person']}/{ln['photo']}" for ln in lines if ln["status"] == status] for status in ("none", "several", "unreadable")}
+    listed = {
+        status: [f"{ln['person']}/{ln['photo']}" for ln in lines if ln["status"] == status] for status in ("none", "several", "unreadable")
+    }
     return {"photos": len(lines), "people": len({ln["person"] for ln in lines}), "size": size, "counts": dict(counts), **listed}
 
 

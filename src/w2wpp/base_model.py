@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from w2wpp.errors import W2WError
@@ -60,6 +61,9 @@ class BaseModel:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise W2WError(f"base model {source} does not load: {reason} Give a pipeline folder or a hub id.") from error
         pipeline.set_progress_bar_config(disable=True)
+        if picked.type == "cpu":
+            # The fused attention's backward is slow on CPUs: it was 40% of a training step.
+            pipeline.unet.set_attn_processor(AttnProcessor())
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             module.to(picked).requires_grad_(False).eval()
         return cls(pipeline, str(source), picked, dtype)
@@ -117,7 +121,9 @@ class BaseModel:
         """Pictures [n, 3, h, w] in [-1, 1] -> scaled latents [n, c, h', w'] (the posterior's mean). Raises at another size."""
         if tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
             found = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
-            raise W2WError(f"pictures are {found}; {self.source} expects {self.image_size}x{self.image_size}. Use `w2w faces align --size`.")
+            raise W2WError(
+                f"pictures are {found}; {self.source} expects {self.image_size}x{self.image_size}. Use `w2w faces align --size`."
+            )
         vae = self.pipeline.vae
         parts = [vae.encode(pixels[s].to(self.device, self.dtype)).latent_dist.mean for s in batches(len(pixels), 64)]
         return torch.cat(parts) * vae.config.scaling_factor
@@ -190,7 +196,9 @@ class BaseModel:
     def _solve(
         self, noise: Tensor, context: Tensor, null: Tensor, layout: Layout | None, weights: Tensor | None, guidance: float, steps: int
     ) -> Tensor:
-        scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            self.pipeline.scheduler.config, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+        )
         scheduler.set_timesteps(steps)
         x = noise.to(self.device) * scheduler.init_noise_sigma
 

@@ -7,6 +7,7 @@ cross-attention learns to carry identity. In the finished pipeline names are pla
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from w2wpp.captions import Shares, caption
 from w2wpp.checkpoints import load_checkpoint, save_checkpoint
 from w2wpp.progress import track
 from w2wpp.seeds import generator
+
+LOG_EVERY, SAVE_EVERY = 250, 500  # steps
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,17 @@ class DenoiserOptions:
 class NameEmbedding(nn.Module):
     """Token embeddings in which a name is a linear map of its person's descriptor, plus an offset of its own."""
 
-    def __init__(self, embedding: nn.Embedding, descriptors: Tensor, jitter: float) -> None:
+    def __init__(self, embedding: nn.Embedding, descriptors: Tensor, jitter: float, draw: torch.Generator) -> None:
         super().__init__()
         names, width = len(descriptors), embedding.embedding_dim
         self.first = embedding.num_embeddings - names  # names are the last tokens of the vocabulary
         self.jitter = jitter
-        self.draw = torch.Generator()  # set anew for each step
+        self.draw = draw  # set anew for each step
         self.words = nn.Parameter(embedding.weight.detach()[: self.first].clone())
         self.project = nn.Linear(descriptors.shape[1], width, bias=False)
         self.offsets = nn.Parameter(torch.zeros(names, width))
         self.register_buffer("descriptors", (descriptors - descriptors.mean(0)) / descriptors.std(0).clamp_min(1e-6))
-        nn.init.normal_(self.project.weight, std=0.05 / descriptors.shape[1] ** 0.5)
+        nn.init.normal_(self.project.weight, std=0.05 / descriptors.shape[1] ** 0.5, generator=draw)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = (ids - self.first).clamp_min(0)
@@ -97,20 +100,24 @@ def train_denoiser(
     device = unet.device
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused attention's backward is slow on CPUs: 40% of a step
-    names = NameEmbedding(text.get_input_embeddings(), descriptors, options.name_jitter).to(device)
+    first_draw = generator(options.seed, "name embedding")
+    names = NameEmbedding(text.get_input_embeddings(), descriptors, options.name_jitter, first_draw).to(device)
     text.set_input_embeddings(names)
     both = nn.ModuleDict({"unet": unet, "text": text}).train().requires_grad_(True)
     averaged = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    optimiser = torch.optim.AdamW(both.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, options.steps, pct_start=0.04)
     parts = {"both": both, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     loss_weight = (snr.clamp(max=options.snr_cap) / (snr + 1)).to(device)
 
+    @cache  # thousands of names make the tokenizer slow, and captions come again
+    def ids_of_one(words: str) -> Tensor:
+        return tokenizer(words, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids[0]
+
     def ids_of(captions: list[str]) -> Tensor:
-        tokens = tokenizer(captions, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
-        return tokens.input_ids.to(device)
+        return torch.stack([ids_of_one(words) for words in captions]).to(device)
 
     def loss_of(modules: nn.ModuleDict, x: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         x, t, noise = x.to(device), t.to(device), noise.to(device)
@@ -143,13 +150,13 @@ def train_denoiser(
         schedule.step()
         averaged.update_parameters(both)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % 250 == 0 or step + 1 == options.steps:
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == options.steps:
             averaged.eval()
             with torch.no_grad():
                 ids = ids_of(["photo of a person"] * len(held_out))
                 held = loss_of(averaged.module, held_out.float(), ids, bank_t, bank_noise).item()
             log({"step": step + 1, "loss": running, "val_loss": held})
-        if (step + 1) % 500 == 0 or step + 1 == options.steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
             save_checkpoint(checkpoint, parts, step + 1)
     unet.load_state_dict(averaged.module["unet"].state_dict())
     text.load_state_dict(averaged.module["text"].state_dict())

@@ -56,8 +56,8 @@ def _add_product(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Any, ..
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        grouped = x.reshape(k, -1, x.shape[-1]).to(down.dtype)
-        product = torch.bmm(torch.bmm(grouped, down), up)
+        grouped = x.reshape(k, -1, x.shape[-1])
+        product = torch.bmm(torch.bmm(grouped, down.to(x.dtype)), up.to(x.dtype))
         return output + product.reshape(output.shape).to(output.dtype)
 
     return hook

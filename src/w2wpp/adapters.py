@@ -1,0 +1,131 @@
+"""Train DreamBooth-LoRA adapters, many people in each forward pass of the shared, frozen base.
+
+Ruiz et al. 2023 with the LoRA of Hu et al. 2021, as in Dravid et al. 2024, section 3.1. One person's result does not
+depend on who shares the batch: every person has a random generator, and Adam works number by number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2wpp.base_model import BaseModel, denoising_loss
+from w2wpp.errors import W2WError
+from w2wpp.images import to_tensor
+from w2wpp.layout import Layout
+from w2wpp.lora import initial_weights
+from w2wpp.progress import track
+from w2wpp.seeds import generator
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """How to train an adapter; the defaults are the paper's for SD 1.5."""
+
+    rank: int = 1
+    alpha: float = 27.0
+    targets: tuple[str, ...] = ("to_q", "to_v")  # linear layers whose names end so
+    prompt: str = "sks person"
+    prior_prompt: str = "person"
+    prior_weight: float = 1.0  # of the loss on the base's own pictures of the class (eq. 3 of the paper)
+    prior_pictures: int = 200  # how many of them to draw, once for everyone
+    steps: int = 800
+    batch: int = 1  # photos a person and step
+    prior_batch: int = 1  # pictures of the class a person and step
+    lr: float = 1e-4  # Adam's rate
+    final_lr: float = 1.0  # the rate falls along a half cosine to this fraction of itself
+    seed: int = 0
+
+    def layout_of(self, base: BaseModel) -> Layout:
+        """Where these adapters sit in a base."""
+        return Layout.of(base.pipeline.unet, rank=self.rank, alpha=self.alpha, targets=self.targets)
+
+
+PRESETS = {
+    "tiny-faces": AdapterOptions(
+        prompt="photo of sks person", prior_prompt="photo of a person", prior_pictures=64, steps=60, batch=4, prior_batch=1, lr=1e-2
+    ),
+}
+
+
+def options_for(source: str) -> AdapterOptions:
+    """The options for a base model by its name: tuned ones for `tiny-faces`, the paper's otherwise."""
+    return PRESETS.get(source, AdapterOptions())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Adapters of k people and how they came about."""
+
+    weights: Tensor  # [k, d] float32
+    losses: Tensor  # [steps, k] float32, on the person's photos alone
+    unet_evals: int  # pictures a person that went through the UNet
+
+
+def prior_latents(base: BaseModel, options: AdapterOptions, guidance: float = 2.0) -> Tensor:
+    """Latents of pictures that the base itself draws for the class, which adapters should leave alone: [n, c, h, w]."""
+    seeds = [int(torch.randint(2**31, (1,), generator=generator(options.seed, "prior", i))) for i in range(options.prior_pictures)]
+    pictures = base.generate(options.prior_prompt, seeds, guidance=guidance)
+    return base.encode_images(to_tensor(pictures)).float()
+
+
+def train_adapters(
+    base: BaseModel,
+    layout: Layout,
+    latents: Sequence[Tensor],
+    keys: Sequence[str],
+    options: AdapterOptions,
+    prior: Tensor | None = None,
+    progress: str = "",
+) -> Trained:
+    """Train one adapter for each person, all in one batch.
+
+    latents: for each person, scaled latents [p, c, h, w] of their p photos. keys: for each person, the name of their
+    random draws. prior: latents [n, c, h, w] of the class, or None to train without prior preservation.
+    progress: what to call the work on stderr; silent by default.
+    Raises W2WError if a person has no photo, or the loss stops being a number.
+    """
+    if len(latents) != len(keys) or any(len(photos) == 0 for photos in latents):
+        raise W2WError(f"{len(latents)} people with photos for {len(keys)} keys. Every person needs at least one photo.")
+    device, k = base.device, len(keys)
+    contexts = base.encode_text([options.prompt, options.prior_prompt]).float()
+    extra = options.prior_batch if prior is not None and options.prior_weight > 0 else 0
+    context = torch.cat([contexts[0:1].expand(options.batch, -1, -1), contexts[1:2].expand(extra, -1, -1)]).expand(k, -1, -1, -1)
+    weights = initial_weights(layout, options.seed).to(device).repeat(k, 1).requires_grad_(True)
+    optimiser = torch.optim.Adam([weights], lr=options.lr)
+    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps, eta_min=options.lr * options.final_lr)
+    draws = [generator(options.seed, "adapter", key) for key in keys]
+    losses = torch.zeros(options.steps, k)
+    steps = range(options.steps)
+    for step in track(steps, progress) if progress else steps:
+        x, t, noise = (
+            torch.stack(parts).to(device)
+            for parts in zip(*(_draw(p, prior, options, extra, g) for p, g in zip(latents, draws, strict=True)), strict=True)
+        )
+        loss = denoising_loss(base, layout, weights, x, context, t, noise)
+        own = loss[:, : options.batch].mean(1)
+        total = own.sum()
+        if extra:
+            total = total + options.prior_weight * loss[:, options.batch :].mean(1).sum()
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        optimiser.step()
+        anneal.step()
+        losses[step] = own.detach().cpu()
+    if not torch.isfinite(weights).all():
+        raise W2WError(f"training diverged at learning rate {options.lr:g}: weights are not numbers. Lower --lr.")
+    return Trained(weights.detach().cpu(), losses, options.steps * (options.batch + extra))
+
+
+def _draw(
+    photos: Tensor, prior: Tensor | None, options: AdapterOptions, extra: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One person's share of a step: latents, timesteps that cover the schedule evenly, and noise."""
+    n = options.batch
+    x = photos[torch.randint(len(photos), (n,), generator=draw)]
+    t = (torch.arange(n) + torch.rand(n, generator=draw)) / n
+    if prior is not None and extra:
+        x = torch.cat([x, prior[torch.randint(len(prior), (extra,), generator=draw)].to(x)])
+        t = torch.cat([t, (torch.arange(extra) + torch.rand(extra, generator=draw)) / extra])
+    return x, (t * 1000).long().clamp_max(999), torch.randn(x.shape, generator=draw).to(x)

@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from w2wpp.adapters import PRESETS, AdapterOptions, options_for, prior_latents, train_adapters
+from w2wpp.errors import W2WError
+
+OPTIONS = AdapterOptions(
+    prompt="photo of sks person", prior_prompt="photo of a person", prior_pictures=3, steps=6, batch=2, prior_batch=1, lr=1e-2
+)
+
+
+@pytest.fixture
+def exact(base, monkeypatch):
+    """The base without bf16 products, so that results can be compared tightly."""
+    monkeypatch.setattr(type(base), "autocast", lambda self: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    return base
+
+
+def photos(base, n, seed):
+    return torch.randn((n, *base.latent_shape), generator=torch.Generator().manual_seed(seed))
+
+
+def test_result_does_not_depend_on_who_shares_the_batch(exact):
+    layout = OPTIONS.layout_of(exact)
+    prior = prior_latents(exact, OPTIONS)
+    people = {"ann": photos(exact, 3, 0), "bob": photos(exact, 1, 1), "cid": photos(exact, 2, 2)}
+    together = train_adapters(exact, layout, list(people.values()), list(people), OPTIONS, prior)
+    for i, (key, latents) in enumerate(people.items()):
+        alone = train_adapters(exact, layout, [latents], [key], OPTIONS, prior)
+        torch.testing.assert_close(alone.weights[0], together.weights[i], atol=2e-5, rtol=1e-4)
+    reversed_ = train_adapters(exact, layout, list(people.values())[::-1], list(people)[::-1], OPTIONS, prior)
+    torch.testing.assert_close(reversed_.weights.flip(0), together.weights, atol=2e-5, rtol=1e-4)
+    assert (together.weights[0] - together.weights[1]).abs().max() > 1e-3
+
+
+def test_training_lowers_the_loss_and_counts_its_evaluations(exact):
+    options = replace(OPTIONS, steps=60, batch=8, prior_weight=0.0)
+    layout = options.layout_of(exact)
+    trained = train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], options)
+    assert trained.losses[-10:].mean() < trained.losses[:10].mean()
+    assert trained.unet_evals == 60 * 8
+    assert train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], OPTIONS, photos(exact, 3, 5)).unet_evals == 6 * 3
+
+
+def test_prior_preservation_changes_the_result(exact):
+    layout = OPTIONS.layout_of(exact)
+    with_prior = train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], OPTIONS, photos(exact, 3, 5))
+    without = train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], OPTIONS, None)
+    assert (with_prior.weights - without.weights).abs().max() > 1e-4
+
+
+def test_refusals(exact):
+    layout = OPTIONS.layout_of(exact)
+    with pytest.raises(W2WError, match="at least one photo"):
+        train_adapters(exact, layout, [photos(exact, 0, 0)], ["ann"], OPTIONS)
+    with pytest.raises(W2WError, match="diverged"):
+        train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], replace(OPTIONS, lr=float("inf")))
+
+
+def test_defaults_follow_the_paper_for_stable_diffusion():
+    assert options_for("stable-diffusion-v1-5/stable-diffusion-v1-5") == AdapterOptions()
+    assert AdapterOptions().steps == 800 and AdapterOptions().lr == 1e-4 and AdapterOptions().alpha == 27
+    assert options_for("tiny-faces") == PRESETS["tiny-faces"]

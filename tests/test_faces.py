@@ -1,0 +1,71 @@
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from skimage import data
+
+from w2wpp.alignment import INDEX, AlignedFaces, align_photos
+from w2wpp.errors import W2WError
+from w2wpp.faces import EYES_XY, MOUTH_XY, align, default_judge, embed_pictures
+from w2wpp.images import write_image
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    return data.astronaut()  # a public-domain photo of Eileen Collins
+
+
+def test_alignment_brings_eyes_and_mouth_to_their_places(astronaut):
+    judge = default_judge()
+    for turned in (astronaut, np.ascontiguousarray(astronaut[:, ::-1])):
+        aligned = align(turned, judge.detect(turned)[0], 128)
+        points = judge.detect(aligned)[0].points / 128
+        np.testing.assert_allclose(points[:2].mean(0), EYES_XY, atol=0.04)
+        np.testing.assert_allclose(points[3:].mean(0), MOUTH_XY, atol=0.04)
+
+
+def test_embeddings_are_unit_vectors_that_know_the_person(astronaut):
+    judge = default_judge()
+    small = align(astronaut, judge.detect(astronaut)[0], 64)
+    whole, crop, nothing = embed_pictures([astronaut, small, np.full((64, 64, 3), 127, np.uint8)])
+    assert nothing is None
+    assert np.linalg.norm(crop) == pytest.approx(1, abs=1e-5)
+    assert float(whole @ crop) > 0.6
+
+
+def test_bad_photos_are_listed_and_never_fatal_and_a_second_run_goes_on(astronaut, tmp_path):
+    photos = tmp_path / "photos.zip"
+    good = tmp_path / "good.png"
+    write_image(good, astronaut[:256, 100:356])
+    with zipfile.ZipFile(photos, "w") as archive:
+        archive.write(good, "Eileen_Collins/1.png")
+        archive.writestr("Eileen_Collins/cut.png", good.read_bytes()[:900])
+        write_image(tmp_path / "grey.png", np.full((90, 90, 3), 127, np.uint8))
+        archive.write(tmp_path / "grey.png", "Nobody/1.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,split\nEileen_Collins/1.png,train\n")
+    found = align_photos(photos, tmp_path / "out", labels=labels)
+    assert found["counts"] == {"ok": 1, "unreadable": 1, "none": 1}
+    assert found["none"] == ["Nobody/1.png"]
+    faces = AlignedFaces.open(tmp_path / "out")
+    assert faces.people == {"Eileen_Collins": ["1"]} and faces.split("Eileen_Collins") == "train" and faces.size == 64
+    assert faces.photos("Eileen_Collins")[0].shape == (64, 64, 3)
+
+    index = tmp_path / "out" / INDEX
+    index.write_text(index.read_text() + '{"person": "Nob')  # as a kill leaves it
+    assert align_photos(photos, tmp_path / "out", labels=labels) == found
+    assert len([json.loads(line) for line in index.read_text().splitlines()]) == 3
+    with pytest.raises(W2WError, match="64 pixels, not 32"):
+        align_photos(photos, tmp_path / "out", size=32)
+
+
+def test_sources_without_people_are_refused(tmp_path):
+    with pytest.raises(W2WError, match="neither a folder nor a zip"):
+        align_photos(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(W2WError, match="no person/photo.jpg"):
+        align_photos(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(W2WError, match="w2w faces align"):
+        AlignedFaces.open(tmp_path / "empty")
