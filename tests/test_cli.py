@@ -66,7 +66,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 def test_flags_say_the_same_defaults_as_the_library() -> None:
     vae, inversion, base, demo = VaeOptions(), InversionOptions(), BaseTraining(), DemoOptions()
-    for name in ("m", "epochs", "batch", "lr", "kl_weight", "schedule", "variant"):
+    for name in ("m", "epochs", "batch", "lr", "kl_weight", "warmup_epochs", "schedule", "variant"):
         assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
     assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
     for name in ("steps", "batch", "lr", "prompt", "prior_weight", "seed"):

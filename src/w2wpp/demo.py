@@ -1,22 +1,24 @@
 """The whole loop in one function: fit both spaces, sample, interpolate, reconstruct, invert a photo, score, report."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from w2wpp.base_model import ASSETS, BaseModel
 from w2wpp.evaluate import id_score
-from w2wpp.figures import enlarge, picture_rows, relative_error, write_rows
+from w2wpp.figures import enlarge, picture_rows, write_rows
 from w2wpp.files import read_json
 from w2wpp.formats.peft import write_peft
 from w2wpp.images import Image, grid, to_tensor, write_image
 from w2wpp.inversion.gradient import InversionOptions, invert
 from w2wpp.photo import ready_photo
 from w2wpp.points import interpolate
+from w2wpp.reconstruction import reconstruct
 from w2wpp.report import table1_rows, write_report
 from w2wpp.runs import command_line
 from w2wpp.spaces.base import Space
@@ -92,17 +94,22 @@ def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tupl
     found = collapse(vae, dataset.rows())
     text = (
         f"PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the variance with m = {m}. Of the VAE's {m} latents "
-        f"{found['active_units']} are active, and what it decodes has {found['decoded_spread_ratio']:.0%} of the spread of the data: "
+        f"{found['active_units']} are active, and what it rebuilds has {found['rebuilt_spread_ratio']:.0%} of the variance of the data: "
         "near 0% means that it answers with little more than the mean adapter."
     )
     return pca, vae, {"title": "Two spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
 
 
-def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+def vae_curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """The VAE's reconstruction and KL by epoch, train and validation, as a report's curves."""
     return [
-        {"caption": caption, "ylabel": caption, "log": True, "series": history[key]}
-        for key, caption in (("recon", "reconstruction (x10 units)"), ("kl", "KL (nats a latent)"))
+        {
+            "caption": caption,
+            "ylabel": caption,
+            "log": True,
+            "series": {part: [h[f"{part}_{key}"] for h in history] for part in ("train", "val")},
+        }
+        for key, caption in (("recon", "reconstruction (squared error, x10 units)"), ("kl", "KL (nats a latent)"))
     ]
 
 
@@ -131,12 +138,12 @@ def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space]
     """Adapters of the dataset over what each space makes of them."""
     first = [i for i, label in enumerate(dataset.labels) if label.get("half") != "b"]
     weights = dataset.rows(first[: options.people])
-    versions = [weights, *(space.decode(space.encode(weights)).cpu() for space in spaces.values())]
+    found = {name: reconstruct(space, weights) for name, space in spaces.items()}
+    versions = [weights, *(back for back, _ in found.values())]
     rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [0])] for version in versions]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
-    lost = {name: sum(relative_error(weights, version)) / len(weights) for name, version in zip(spaces, versions[1:], strict=True)}
-    shares = "; ".join(f"{name} {value:.0%}" for name, value in lost.items())
-    text = f"Of an adapter's squared distance from the mean is lost: {shares}."
+    shares = "; ".join(f"{name} {fmean(lost):.0%}" for name, (_, lost) in found.items())
+    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}."
     caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; a column is a person"
     return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from w2wpp.base_model import BaseModel
@@ -60,9 +59,3 @@ def curves_svg(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, 
     plt.close(figure)
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def relative_error(weights: Tensor, rebuilt: Tensor) -> list[float]:
-    """How much of each adapter's distance from the mean is lost: ||w - w'||^2 / ||w - mean||^2, a value a row."""
-    spread = (weights - weights.mean(0)).square().sum(1)
-    return ((weights - rebuilt).square().sum(1) / spread.clamp_min(torch.finfo(spread.dtype).tiny)).tolist()

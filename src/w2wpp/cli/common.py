@@ -1,7 +1,9 @@
-"""What the verbs share: their common options, the run folder around a verb, and printing its result."""
+"""What the verbs share: their common options, the run folder around a verb, and printing its result.
+
+What brings torch is imported inside functions: `w2w --help` should not wait for it.
+"""
 
 import json
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,25 +52,27 @@ def run(name: str, options: Mapping[str, Any], product: str = "") -> Iterator[Ru
     options: the verb's own arguments (`locals()`), with `out`, `runs`, `dry_run` and `as_json` among them.
     product: name of the result in the run folder; the folder itself if empty. With `dry_run` nothing is made.
     """
-    from w2wpp import runs  # brings torch, which --help should not wait for
+    from w2wpp import runs
 
     shown = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
         writes = options["out"] or root / f"NNNN-{name}" / product
-        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": runs.resolved(shown)}, as_json)
+        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": shown}, as_json)
         raise typer.Exit
-    logging.getLogger("w2wpp").propagate = False
     folder = runs.new_run(root, name, shown)
     under_way = Run(folder, options["out"] or folder / product)
     yield under_way
     runs.finish(folder, under_way.results)
-    show({"out": str(under_way.out), "run": str(folder), **runs.resolved(under_way.results)}, as_json)
+    show({"out": str(under_way.out), "run": str(folder), **under_way.results}, as_json)
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:
     """Print a verb's result: one JSON object, or lines of YAML for people."""
-    text = json.dumps(result, ensure_ascii=False) if as_json else yaml.safe_dump(dict(result), sort_keys=False, allow_unicode=True).strip()
+    from w2wpp.runs import resolved
+
+    plain = resolved(result)
+    text = json.dumps(plain, ensure_ascii=False) if as_json else yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
     sys.stdout.write(text + "\n")
 
 
@@ -90,3 +94,11 @@ def position(ids: Sequence[str], wanted: str) -> int:
     if wanted not in ids:
         raise W2WError(f"there is no {wanted!r} among {len(ids)} ids such as {', '.join(ids[:3])}.")
     return list(ids).index(wanted)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The whole numbers of "512,256". Raises W2WError for anything else."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise W2WError(f"{text!r} is no list of whole numbers with commas between. Write them like 512,256.") from error

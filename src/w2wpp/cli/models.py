@@ -21,6 +21,7 @@ from w2wpp.cli.common import (
     Seed,
     SpaceFile,
     Steps,
+    numbers,
     open_space,
     position,
     run,
@@ -178,6 +179,12 @@ def evaluate(
     faces: Annotated[Path, typer.Argument(help="A folder that `w2w faces align --labels` made.")],
     dataset: Annotated[str, typer.Option("--dataset", help="tiny-faces (embedded) or the folder of a weight dataset.")] = "tiny-faces",
     split: Annotated[str, typer.Option("--split", help="Whose people to score; those with two or more photos count.")] = "test",
+    ms: Annotated[str, typer.Option("--m", help="Dimensions of the spaces, with commas.")] = "32,128,512",
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures a person and method.")] = 5,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of an inversion.")] = 400,
+    widths: Annotated[str, typer.Option("--widths", help="Hidden widths of the VAE's encoder.")] = "4096,2048,1024",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="The VAE's passes over its train part.")] = 12,
+    group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 32,
     base: Base = "tiny-faces",
     seed: Seed = 0,
     device: Device = "auto",
@@ -186,12 +193,23 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Table 1: base, DreamBooth from one and from many photos, PCA and VAE inversion at m = 32, 128 and 512."""
-    with run("evaluate", locals(), "table1.json") as job:
-        model = w2w.BaseModel.load(base, device)
-        table = w2w.table1(model, w2w.WeightDataset.open(dataset), w2w.AlignedFaces.open(faces), split, seed=seed)
-        w2w.write_json(job.out, table)
-        job.results = {"table": w2w.table1_rows(table)}
+    """Table 1: base, DreamBooth from one and from many photos, inversion in PCA and VAE spaces.
+
+    Writes table1.json, sheets of pictures beside their photos, and report.html. With the same --out, an interrupted
+    table goes on with the row it had reached.
+    """
+    with run("evaluate", locals()) as job:
+        options = w2w.Table1Options(
+            ms=numbers(ms),
+            pictures=pictures,
+            group=group,
+            inversion=w2w.InversionOptions(steps=steps),
+            vae=w2w.VaeOptions(widths=numbers(widths), epochs=epochs),
+        )
+        model, people = w2w.BaseModel.load(base, device), w2w.AlignedFaces.open(faces)
+        table = w2w.table1(model, w2w.WeightDataset.open(dataset), people, split, seed=seed, options=options, folder=job.out)
+        w2w.write_json(job.out / "table1.json", table)
+        job.results = {"table": job.out / "table1.json", "report": w2w.write_report(job.out, w2w.table1_report(table, job.out))}
 
 
 def demo(

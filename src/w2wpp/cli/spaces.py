@@ -21,6 +21,7 @@ from w2wpp.cli.common import (
     Seed,
     SpaceFile,
     Steps,
+    numbers,
     open_space,
     position,
     run,
@@ -41,8 +42,6 @@ def register(app: typer.Typer) -> None:
 def fit_pca(
     dataset: Dataset = "tiny-faces",
     m: Annotated[int, typer.Option("--m", help="How many principal components to keep.")] = 512,
-    seed: Seed = 0,
-    device: Device = "auto",
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
@@ -64,6 +63,7 @@ def fit_vae(
     batch: Annotated[int, typer.Option("--batch", help="Adapters a step.")] = 64,
     lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate.")] = 1e-4,
     kl_weight: Annotated[float, typer.Option("--kl-weight", help="Weight of the KL term after the warm-up.")] = 0.005,
+    warmup_epochs: Annotated[int, typer.Option("--warmup-epochs", help="First epochs, without the KL term.")] = 3,
     schedule: Annotated[str, typer.Option("--schedule", help="How the KL weight rises: steps or cyclical.")] = "steps",
     variant: Annotated[str, typer.Option("--variant", help="plain, or residual-adversarial.")] = "plain",
     seed: Seed = 0,
@@ -75,9 +75,17 @@ def fit_vae(
 ) -> None:
     """VAE-w2w: a variational autoencoder of the weights (Weights2Weights++, section 5.1)."""
     with run("fit-vae", locals(), "space.safetensors") as job:
-        sizes = tuple(int(width) for width in widths.split(","))
         options = w2w.VaeOptions(
-            m=m, widths=sizes, epochs=epochs, batch=batch, lr=lr, kl_weight=kl_weight, schedule=schedule, variant=variant, seed=seed
+            m=m,
+            widths=numbers(widths),
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            kl_weight=kl_weight,
+            warmup_epochs=warmup_epochs,
+            schedule=schedule,
+            variant=variant,
+            seed=seed,
         )
         weights = w2w.WeightDataset.open(dataset)
         space, history = w2w.VaeSpace.fit(weights, options, device=device)
@@ -145,11 +153,11 @@ def reconstruct(
     dataset: Dataset = "tiny-faces",
     people: Annotated[str, typer.Option("--people", help="Ids, with commas between; the dataset's first rows unless given.")] = "",
     n: Annotated[int, typer.Option("--n", min=1, help="How many rows without --people.")] = 6,
-    image_seed: Annotated[int, typer.Option("--image-seed", help="Seed of the starting noise, the same in every picture.")] = 0,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
     guidance: Guidance = 2.0,
     solver_steps: Steps = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Image seed: of the starting noise, the same in every picture.")] = 0,
     device: Device = "auto",
     out: Out = None,
     runs: Runs = RUNS,
@@ -163,9 +171,7 @@ def reconstruct(
         opened.check(data.layout, data.base_id, f"dataset {dataset}")
         ids = people.split(",") if people else data.ids[:n]
         weights = data.rows([data.index_of(person) for person in ids])
-        rebuilt = opened.decode(opened.encode(weights)).cpu()
-        both = [
-            w2w.picture_rows(model, data.layout, w, prompt, [image_seed], guidance=guidance, steps=solver_steps) for w in (weights, rebuilt)
-        ]
+        rebuilt, lost = w2w.reconstruct(opened, weights)
+        both = [w2w.picture_rows(model, data.layout, w, prompt, [seed], guidance=guidance, steps=solver_steps) for w in (weights, rebuilt)]
         w2w.write_image(job.out, w2w.grid([[row[0] for row in rows] for rows in both]))
-        job.results = {"people": ids, "lost": w2w.relative_error(weights, rebuilt)}
+        job.results = {"people": ids, "lost": dict(zip(ids, lost, strict=True))}
