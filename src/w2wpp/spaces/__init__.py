@@ -1,0 +1,1 @@
+"""Spaces of adapters: each a file here and a line in `base.REGISTRY`."""
