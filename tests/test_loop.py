@@ -70,11 +70,13 @@ def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, p
         found = w2w("invert", space, photo, "--no-align", "--steps", 2, "--pictures", 2, "--out", me, *draw).json()
         assert found["unet_evals"] == 2
 
-        # The point, its saved adapter and its export are one model: the same pictures.
+        # The point, its full weights, its adapter folder and its export are one model: the same pictures.
         by_point = w2w("generate", SKS, "--points", me / "points.safetensors", "--space", space, "--n", 2, *draw).json()
         by_adapter = w2w("generate", SKS, "--adapter", me / "adapters" / "0", "--n", 2, *draw).json()
+        by_weights = w2w("generate", SKS, "--dataset", me / "weights", "--id", "0", "--n", 2, *draw).json()
         w2w("export", "--points", me / "points.safetensors", "--space", space, "--base", pico, "--out", me / "again", *common).json()
         assert (read_image(by_point["sheet"]) == read_image(by_adapter["sheet"])).all()
+        assert (read_image(by_point["sheet"]) == read_image(by_weights["sheet"])).all()
         assert torch.equal(read_peft(me / "again")[1], read_peft(me / "adapters" / "0")[1])
         assert same_in_peft(base, pico, me / "again") < 1e-4
 

@@ -1,7 +1,7 @@
 """The whole loop in one function: fit both spaces, sample, interpolate, reconstruct, invert a photo, score, report."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -94,22 +94,17 @@ def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tupl
     found = collapse(vae, dataset.rows())
     text = (
         f"PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the variance with m = {m}. Of the VAE's {m} latents "
-        f"{found['active_units']} are active, and what it rebuilds has {found['rebuilt_spread_ratio']:.0%} of the variance of the data: "
+        f"{found['active_units']} are active, and what it rebuilds has {found['decoded_spread_ratio']:.0%} of the variance of the data: "
         "near 0% means that it answers with little more than the mean adapter."
     )
     return pca, vae, {"title": "Two spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
 
 
-def vae_curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The VAE's reconstruction and KL by epoch, train and validation, as a report's curves."""
     return [
-        {
-            "caption": caption,
-            "ylabel": caption,
-            "log": True,
-            "series": {part: [h[f"{part}_{key}"] for h in history] for part in ("train", "val")},
-        }
-        for key, caption in (("recon", "reconstruction (squared error, x10 units)"), ("kl", "KL (nats a latent)"))
+        {"caption": caption, "ylabel": key, "log": True, "series": history[key]}
+        for key, caption in (("recon", "reconstruction: squared error, x10 units"), ("kl", "KL: nats a latent"))
     ]
 
 

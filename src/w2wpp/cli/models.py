@@ -65,16 +65,20 @@ def invert(
 ) -> None:
     """From a photo to a model: the point whose adapter explains the photo best (eq. 5).
 
-    Writes points.safetensors, a peft adapter folder a photo, and pictures beside the photos.
+    Writes points.safetensors, a dataset of the full weights, a peft adapter folder a photo, and pictures beside the photos.
     """
     with run("invert", locals()) as job:
         model, opened = open_space(space, base, device)
         images = [w2w.ready_photo(photo, model, align_face=align) for photo in photos]
         ids = [photo.stem for photo in photos]
+        if len(set(ids)) < len(ids):
+            raise W2WError("two photos have the same file name, which names their points. Rename one.")
         options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prompt=prompt, prior_weight=prior_weight, seed=seed)
         latents = model.encode_images(w2w.to_tensor(images))
+        dataset = w2w.WeightDataset.create(job.out / "weights", opened.layout, model.id, {"space": str(space)})
         found = w2w.invert(model, opened, latents, ids, options, mask=w2w.ready_mask(mask, model) if mask else None)
         weights = opened.decode(found.z).cpu()
+        dataset.append(weights, ids)
         w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
         for key, adapter in zip(ids, weights, strict=True):
             w2w.write_peft(job.out / "adapters" / key, opened.layout, adapter, base)
