@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from peft import PeftModel
@@ -18,6 +19,8 @@ from w2wpp.weights import WeightDataset
 
 PEOPLE = {f"Person_{i}": 1 + i % 2 for i in range(10)}  # every second one has two photos, hence two adapters
 
+LEVELS = 4  # of 255: what bfloat16 in batches of another size may change
+
 
 def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, pico: Path, base: BaseModel) -> None:
     faces = write_faces(tmp_path / "faces", PEOPLE)
@@ -26,24 +29,8 @@ def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, p
     common = ["--runs", tmp_path / "runs", "--json"]
     draw = ["--base", pico, "--device", "cpu", "--solver-steps", 2, *common]
 
-    trained = w2w(
-        "adapters",
-        "train",
-        faces,
-        "--out",
-        data,
-        "--base",
-        pico,
-        "--steps",
-        2,
-        "--group",
-        4,
-        "--prior-weight",
-        0,
-        "--device",
-        "cpu",
-        *common,
-    ).json()
+    quick = ["--steps", 2, "--group", 4, "--prior-weight", 0, "--device", "cpu"]
+    trained = w2w("adapters", "train", faces, "--out", data, "--base", pico, *quick, *common).json()
     assert trained["n"] == 15
     assert {"Person_1", "Person_1#b"} <= set(WeightDataset.open(data).ids)
 
@@ -60,8 +47,9 @@ def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, p
 
         strip = w2w("interpolate", space, "--points", out / "points.safetensors", "--n", 3, *draw).json()
         # The ends of the strip are the drawn models themselves, at the same image seed.
-        assert (read_image(strip["out"])[:, :16] == read_image(out / "pictures" / drawn["points"][0] / "0.png")).all()
-        assert (read_image(strip["out"])[:, -16:] == read_image(out / "pictures" / drawn["points"][1] / "0.png")).all()
+        first, last = (read_image(out / "pictures" / drawn["points"][i] / "0.png").astype(int) for i in (0, 1))
+        assert np.abs(read_image(strip["out"])[:, :16] - first).max() <= LEVELS
+        assert np.abs(read_image(strip["out"])[:, -16:] - last).max() <= LEVELS
 
         rebuilt = w2w("reconstruct", space, data, "--n", 3, *draw).json()
         assert len(rebuilt["lost"]) == 3
