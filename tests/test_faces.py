@@ -64,7 +64,7 @@ def test_sources_without_people_are_refused(tmp_path):
     with pytest.raises(W2WError, match="neither a folder nor a zip"):
         align_photos(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(W2WError, match="no person/photo.jpg"):
+    with pytest.raises(W2WError, match="holds no person"):
         align_photos(tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(W2WError, match="w2w faces align"):

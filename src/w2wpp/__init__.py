@@ -12,6 +12,7 @@ _PUBLIC = {
     "autoencoder_training": ("AutoencoderOptions",),
     "base_build": ("BaseSizes", "build_pipeline"),
     "base_model": ("BaseModel",),
+    "base_report": ("check_base",),
     "base_training": ("BaseTraining", "train_base"),
     "denoiser_training": ("DenoiserOptions",),
     "demo": ("DemoOptions", "run_demo"),

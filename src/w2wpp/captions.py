@@ -1,44 +1,12 @@
 """What the base is told about a photo: its person's name, or man/woman and smiling, or nothing."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-# Common first names of the photographed; other people are captioned as "person".
-MEN = frozenset(
-    """
-    aaron abdel abdul abdullah adam adrian ahmed al alan albert alberto alejandro aleksander alex alexander alexandre alfonso alfredo
-    ali allen alvaro andre andres andrew andy angel anthony antonio ari arnold arthur barry ben benjamin bernard bill billy bob bobby
-    boris brad brandon brendan brett brian bruce bryan carl carlos charles charlie chip chris christian christopher chuck claudio clint
-    colin craig curtis dale damon dan daniel daniele danny darrell daryl dave david dean dennis derek dick don donald doug douglas
-    drew earl ed eddie edward eduardo edwin enrique eric erik ernie federico felipe felix fernando francis francisco frank franz fred
-    gabriel garry gary gene george gerald gerard gerhard gerry glen glenn gordon greg gregorio gregory guillaume guillermo gustavo guy
-    hal hamid hank hans harold harry hector henry herb howard hugh hugo ian iain ibrahim igor ismail ivan jack jacques jake james jan
-    jason javier jay jean-claude jeff jeffrey jeremy jerry jesse jim jimmy joe joel john johnny jon jonathan jorge jose joseph josh
-    joshua juan juergen julien julio justin keith ken kenneth kent kevin kirk kurt larry laurent lawrence lee leon leonard leonardo
-    lionel lloyd luciano lucio luis luiz luke mahmoud malcolm manuel marc marcelo marco marcos marcus mario mark martin matt matthew
-    maurice max michael michel mickey miguel mike mikhail mitchell mohamed mohammad mohammed morris nathan nelson nestor nick nicolas
-    norman oliver omar oscar paddy pascal pat patrick paul pedro pete peter phil philip pierre prince rafael ralph ramon randy raul ray
-    reggie ricardo richard rick ricky rob robbie robert roberto rod rodrigo rogelio roger roland roman ron ronald roy ruben rudolph
-    russell ryan sam sammy scott sean sergei sergio shane shawn simon stan stanley stefano stephane stephen steve steven stuart ted
-    terry thomas tim timothy todd tom tommy tony troy vicente victor vince vincent vladimir walter warren will william wolfgang yasser
-    yuri
-    """.split()
-)
-WOMEN = frozenset(
-    """
-    alexandra alicia alison allison amanda amber amelie amy ana andrea angela angelina anita ann anna anne annette ashley barbara bonnie
-    brenda brooke bridget brigitte britney carla carol carolina caroline carolyn catherine cathy cecilia charlotte cheryl christina
-    christine christy cindy claire claudia colleen connie courtney cristina cynthia debra debbie denise diana diane donna doris dorothy
-    eileen elena elisabeth elizabeth ellen emily emma erin eva faye frances gina gloria grace halle hannah heather helen hilary hillary
-    holly irina isabella jacqueline jane janet janice jeanne jen jennifer jenny jessica jill joan joanna jodie julia juliana julianne
-    julie karen karin kate katharine katherine kathleen kathryn kathy katie kelly kim kristen kristin laura lauren laurie leslie lesley
-    linda lisa lindsay liza lucy margaret maria marina martha mary megan melanie melissa meryl michelle monica monique nancy naomi
-    natalia natalie natasha nathalie nicole olivia pamela patricia patsy paula penelope penny princess queen rachel rebecca renee rita
-    robin rosa rosie ruth sally samantha sandra sarah serena sharon sheila sherry shirley sophia stacey stephanie sue susan suzanne
-    tamara tanya tara tatiana teresa theresa tina uma vanessa venus veronica vicki victoria wendy winona yoko yolanda
-    """.split()
-)
+from w2wpp.base_model import ASSETS
+from w2wpp.files import read_json
 
 
 @dataclass(frozen=True)
@@ -58,8 +26,12 @@ def full_name(person: str) -> str:
 
 def gender(person: str) -> str:
     """`man`, `woman`, or `person` where the first name does not tell."""
-    first = person.split("_")[0].lower()
-    return "man" if first in MEN else "woman" if first in WOMEN else "person"
+    return _genders().get(person.split("_")[0].lower(), "person")
+
+
+@cache
+def _genders() -> dict[str, str]:
+    return {name: kind for kind, names in read_json(ASSETS / "first_names.json").items() for name in names}
 
 
 def caption(person: str, labels: dict[str, str], shares: Shares, draw: torch.Generator) -> str:

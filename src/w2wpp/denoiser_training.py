@@ -29,7 +29,7 @@ LOG_EVERY, SAVE_EVERY = 250, 500  # steps
 class DenoiserOptions:
     """How to train the denoiser."""
 
-    steps: int = 8500
+    steps: int = 8000
     batch: int = 64  # photos a step
     lr: float = 7e-4  # AdamW's peak rate; one-cycle schedule
     ema: float = 0.999  # decay of the averaged weights, which are the ones kept

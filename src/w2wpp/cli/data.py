@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import RUNS, Base, Dataset, Device, DryRun, Json, Runs, Seed, override, run, show
+from w2wpp.cli.common import RUNS, Base, Dataset, Device, DryRun, Guidance, Json, Runs, Seed, override, run, show
 
 faces = typer.Typer(help="Photos of people, brought to one place and size.", no_args_is_help=True)
 base_model = typer.Typer(help="The frozen pipeline that all adapters share.", no_args_is_help=True)
@@ -45,10 +45,11 @@ def faces_align(
 def base_train(
     faces: Faces,
     out: AppendOut,
+    portraits: Annotated[Path | None, typer.Option("--portraits", help="The same people aligned larger, 128 pixels, to describe.")] = None,
     split: Annotated[str, typer.Option("--split", help="Whose photos to train on.")] = "train",
     held_out: Annotated[str, typer.Option("--held-out", help="Split that the validation loss is measured on.")] = "val",
     autoencoder_steps: Annotated[int, typer.Option("--autoencoder-steps", help="Steps of the autoencoder.")] = 2600,
-    denoiser_steps: Annotated[int, typer.Option("--denoiser-steps", help="Steps of the UNet and text encoder.")] = 8500,
+    denoiser_steps: Annotated[int, typer.Option("--denoiser-steps", help="Steps of the UNet and text encoder.")] = 8000,
     batch: Annotated[int, typer.Option("--batch", help="Photos a step of the UNet.")] = 64,
     seed: Seed = 0,
     device: Device = "auto",
@@ -70,20 +71,33 @@ def base_train(
             held_out_split=held_out,
             seed=seed,
         )
-        job.results = {"pipeline": w2w.train_base(photos, out, options, device), "curves": out / "training.json"}
+        described = w2w.AlignedFaces.open(portraits) if portraits else None
+        job.results = {"pipeline": w2w.train_base(photos, out, options, device, described), "curves": out / "training.json"}
 
 
 @base_model.command("show")
 def base_show(
     base: Annotated[str, typer.Argument(help="tiny-faces (embedded), a pipeline folder, or a hub id.")] = "tiny-faces",
-    device: Device = "cpu",
+    faces: Annotated[Path | None, typer.Option("--faces", help="Also measure the base on these aligned faces (minutes).")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Pictures to look for faces in.")] = 200,
+    guidance: Guidance = 2.0,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Where to put the pictures that were measured.")] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Say what a base model is: its sizes, its words, and what the default adapter costs in numbers."""
+    """Say what a base model is: its sizes, its words, and what the default adapter costs in numbers.
+
+    With --faces, also how good it is: faces found in its pictures, identity kept by the autoencoder, and by names.
+    """
     model = w2w.BaseModel.load(base, device)
     parameters = {name: sum(p.numel() for p in getattr(model.pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")}
     vocabulary = sorted(model.pipeline.tokenizer.get_vocab())
     layout = w2w.Layout.of(model.pipeline.unet)
+    measured: dict[str, object] = {}
+    if faces:
+        measured, rows = w2w.check_base(model, w2w.AlignedFaces.open(faces), samples=samples, guidance=guidance)
+        if sheet:
+            w2w.write_image(sheet, w2w.grid(rows))
     show(
         {
             "base": base,
@@ -94,7 +108,8 @@ def base_show(
             "prediction": model.noise_scheduler.config.prediction_type,
             "rank_1_adapter": {"targets": list(layout.targets), "matrices": len(layout.matrices), "d": layout.d},
             "vocabulary": len(vocabulary),
-            "words": vocabulary if len(vocabulary) < 10_000 else [],
+            "words": vocabulary if not faces and len(vocabulary) < 10_000 else [],
+            **({"measured": measured} if measured else {}),
         },
         as_json,
     )
