@@ -166,5 +166,7 @@ def test_a_full_disk_leaves_the_old_file(w2w: Call, tmp_path: Path, dataset: Pat
 
 def test_adapters_need_a_base_that_fits_the_faces(w2w: Call, tmp_path: Path, pico: Path) -> None:
     faces = write_faces(tmp_path / "faces", {"Ada": 1}, size=24)
-    ended = w2w("adapters", "train", faces, "--out", tmp_path / "d", "--base", pico, "--steps", 1, "--runs", tmp_path / "runs")
+    ended = w2w(
+        "adapters", "train", faces, "--out", tmp_path / "d", "--base", pico, "--steps", 1, "--prior-weight", 0, "--runs", tmp_path / "runs"
+    )
     refused(ended, "24x24", "16x16")
