@@ -43,8 +43,18 @@ class AdapterOptions:
 
 
 PRESETS = {
+    # Chosen on val people; d = 3,200, half of what all attention layers cost, for the same ID Score within its error.
     "tiny-faces": AdapterOptions(
-        prompt="photo of sks person", prior_prompt="photo of a person", prior_pictures=64, steps=60, batch=4, prior_batch=1, lr=1e-2
+        alpha=9.0,
+        targets=("attn2.to_q", "attn2.to_v"),
+        prompt="photo of sks person",
+        prior_prompt="photo of a person",
+        prior_weight=0.25,
+        prior_pictures=64,
+        steps=60,
+        batch=2,
+        lr=2e-2,
+        final_lr=0.0,
     ),
 }
 

@@ -120,6 +120,7 @@ def adapters_train(
     faces: Faces,
     out: AppendOut,
     split: Annotated[str, typer.Option("--split", help="Only the people of this split; everyone unless given.")] = "",
+    first: Annotated[int | None, typer.Option("--people", min=1, help="Only the first so many people, by name.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of each product B A.")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="Scale of the product is alpha / rank.")] = None,
     targets: Annotated[str | None, typer.Option("--targets", help="Ends of the names of adapted linear layers, with commas.")] = None,
@@ -149,7 +150,7 @@ def adapters_train(
     )
     with run("adapters-train", {**given, "options": options}) as job:
         photos = w2w.AlignedFaces.open(faces)
-        people = photos.of_split(split) if split else list(photos.people)
+        people = (photos.of_split(split) if split else list(photos.people))[:first]
         trained = w2w.train_population(w2w.BaseModel.load(base, device), photos, people, out, options, group=group)
         job.results = trained.info()
 
