@@ -26,7 +26,7 @@ check: $(READY)
 bench: $(READY)  ## adapters per hour, ours against one person at a time
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-docs: $(READY)  ## README's table, from docs/results/table1.json
+docs: $(READY)  ## README's table and pictures, from docs/results/table1.json and the newest demo
 	$(BIN)/python -m w2wpp.docs
 
 report: $(READY)  ## report.html again, from the results of the newest demo or evaluation

@@ -92,9 +92,9 @@ class Sitters:
     left_out: list[str]  # people whose input photo, or all of whose other photos, show no face to the judge
 
     @classmethod
-    def of(cls, faces: AlignedFaces, split: str, judge: FaceJudge | None) -> "Sitters":
-        """The people of a split with two or more photos. Raises W2WError if nobody can be scored."""
-        people = [person for person in faces.of_split(split) if len(faces.people[person]) >= 2]
+    def of(cls, faces: AlignedFaces, split: str, judge: FaceJudge | None, least: int = 2) -> "Sitters":
+        """The people of a split with `least` or more photos, two at the least. Raises W2WError if nobody can be scored."""
+        people = [person for person in faces.of_split(split) if len(faces.people[person]) >= max(2, least)]
         sitters = cls([], [], [], [])
         for person in track(people, "embed photos"):
             subject = Subject.of(person, faces.photos(person))
@@ -106,7 +106,9 @@ class Sitters:
             sitters.inputs.append(shown)
             sitters.held_out.append(others)
         if not sitters.subjects:
-            raise W2WError(f"{faces.folder} has nobody in split {split!r} with two photos that show a face. Choose another --split.")
+            raise W2WError(
+                f"{faces.folder} has nobody in split {split!r} with {max(2, least)} photos that show a face. Choose another --split."
+            )
         return sitters
 
 
@@ -133,7 +135,7 @@ def table1(
     options = options or Table1Options()
     adapters = _adapter_options(dataset)
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
-    sitters = Sitters.of(faces, split, judge)
+    sitters = Sitters.of(faces, split, judge, options.min_photos)
     people = [subject.person for subject in sitters.subjects]
     known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))
     if known:

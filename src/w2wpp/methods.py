@@ -25,6 +25,7 @@ class Table1Options:
     """Sizes of table 1. Prompt and DreamBooth's options are those that the dataset's adapters were trained with."""
 
     ms: tuple[int, ...] = (32, 128, 512)  # dimensions of the spaces
+    min_photos: int = 2  # that a person must have to be scored
     pictures: int = 5  # a person and method, with the same image seeds for every method
     guidance: float = 2.0
     solver_steps: int = 20

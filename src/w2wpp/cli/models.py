@@ -183,8 +183,11 @@ def evaluate(
     faces: Annotated[Path, typer.Argument(help="A folder that `w2w faces align --labels` made.")],
     dataset: Annotated[str, typer.Option("--dataset", help="tiny-faces (embedded) or the folder of a weight dataset.")] = "tiny-faces",
     split: Annotated[str, typer.Option("--split", help="Whose people to score; those with two or more photos count.")] = "test",
-    ms: Annotated[str, typer.Option("--m", help="Dimensions of the spaces, with commas.")] = "32,128,512",
+    ms: Annotated[str, typer.Option("--m", help="Dimensions of the spaces, with commas; empty for no space.")] = "32,128,512",
+    min_photos: Annotated[int, typer.Option("--min-photos", min=2, help="Photos a person must have to be scored.")] = 2,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures a person and method.")] = 5,
+    guidance: Guidance = 2.0,
+    solver_steps: Steps = 20,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of an inversion.")] = 400,
     widths: Annotated[str, typer.Option("--widths", help="Hidden widths of the VAE's encoder.")] = "4096,2048,1024",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="The VAE's passes over its train part.")] = 12,
@@ -204,8 +207,11 @@ def evaluate(
     """
     with run("evaluate", locals()) as job:
         options = w2w.Table1Options(
-            ms=numbers(ms),
+            ms=numbers(ms) if ms else (),
+            min_photos=min_photos,
             pictures=pictures,
+            guidance=guidance,
+            solver_steps=solver_steps,
             group=group,
             inversion=w2w.InversionOptions(steps=steps),
             vae=w2w.VaeOptions(widths=numbers(widths), epochs=epochs),
