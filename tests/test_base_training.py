@@ -65,7 +65,8 @@ def test_interrupted_training_ends_where_uninterrupted_training_does(faces, tmp_
 
     monkeypatch.setattr(denoiser_training, "SAVE_EVERY", 2)
     monkeypatch.setattr(denoiser_training, "LOG_EVERY", 3)
-    monkeypatch.setattr(base_training, "_logger", lambda path: interrupt if path.stem == "denoiser" else lambda line: None)
+    logger = base_training._logger
+    monkeypatch.setattr(base_training, "_logger", lambda path: interrupt if path.stem == "denoiser" else logger(path))
     with pytest.raises(KeyboardInterrupt):
         train_base(faces, tmp_path / "cut", OPTIONS, device="cpu")
     assert torch.load(tmp_path / "cut" / "denoiser.pt", weights_only=True)["step"] == 2
