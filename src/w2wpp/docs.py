@@ -14,6 +14,7 @@ from w2wpp.figures import curves_svg
 from w2wpp.files import read_json, write_text
 from w2wpp.images import read_image, write_image
 from w2wpp.report import table1_rows
+from w2wpp.runs import newest
 
 BEGIN, END = "<!-- table1:begin -->", "<!-- table1:end -->"
 TABLE1 = Path("docs/results/table1.json")
@@ -46,11 +47,9 @@ def with_table1(readme: str, table1: Mapping[str, Any]) -> str:
 
 def demo_pictures(runs: Path, out: Path) -> list[Path]:
     """Copy the pictures of the newest demo under `runs` to `out`. Raises W2WError if there is none."""
-    demos = sorted(folder for folder in runs.glob("*-demo") if (folder / "report.html").exists())
-    if not demos:
-        raise W2WError(f"{runs} holds no finished demo. Run `make demo` first.")
+    folder = newest(runs, "demo")
     for source, name in OF_DEMO.items():
-        write_image(out / name, read_image(demos[-1] / source))
+        write_image(out / name, read_image(folder / source))
     return [out / name for name in OF_DEMO.values()]
 
 
