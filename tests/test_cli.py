@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,15 @@ def flags(verb: str) -> dict[str, Any]:
 
 def test_the_verbs_are_those_of_the_documentation() -> None:
     assert set(COMMANDS) == VERBS
+
+
+def test_the_readmes_commands_exist() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("    w2w ")]
+    assert len(lines) >= 10
+    for _, *words in lines:
+        depth = 1 if words[0] in COMMANDS else 2
+        COMMANDS[" ".join(words[:depth])].make_context("w2w", words[depth:])  # raises for an option that is not there
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
