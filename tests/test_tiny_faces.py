@@ -1,0 +1,50 @@
+"""The embedded base and weights are what the README says they are."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from w2wpp.adapters import options_for
+from w2wpp.base_model import TINY_FACES, BaseModel
+from w2wpp.errors import W2WError
+from w2wpp.weights import WeightDataset
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return BaseModel.load("tiny-faces", device="cpu")
+
+
+def test_pipeline_is_plain_diffusers_and_small():
+    assert sum(path.stat().st_size for path in TINY_FACES.rglob("*") if path.is_file()) <= 15e6
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY_FACES)  # no code of ours, no arguments
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("photo of a person", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images[0]
+    assert drawn.shape == (64, 64, 3) and np.ptp(drawn) > 0.1
+
+
+def test_our_sampler_agrees_with_the_pipelines_own(tiny, monkeypatch):
+    monkeypatch.setattr(BaseModel, "autocast", lambda self: torch.autocast("cpu", enabled=False))
+    noise = tiny.noise_for([5])
+    theirs = tiny.pipeline("photo of a man", latents=noise, num_inference_steps=6, guidance_scale=2.0, output_type="np").images[0]
+    ours = tiny.generate("photo of a man", [5], steps=6, guidance=2.0)[0]
+    assert np.abs(theirs * 255 - ours).mean() < 2
+
+
+def test_words(tiny):
+    known, other = tiny.encode_text(["photo of George W Bush", "photo of Colin Powell"])
+    assert (known - other).abs().max() > 1e-2
+    with pytest.raises(W2WError, match="'photo of a zorb' has a word that tiny-faces does not know"):
+        tiny.encode_text(["photo of a zorb"])
+
+
+def test_weights_belong_to_the_base_and_are_many(tiny):
+    dataset = WeightDataset.open("tiny-faces")
+    dataset.verify()
+    dataset.check(options_for("tiny-faces").layout_of(tiny), tiny.id, "tiny-faces")
+    info = dataset.info()
+    assert info["people"] >= 2000 and info["second_adapters"] >= 400
+    assert info["splits"] == {"train": len(dataset)}
+    pairs = {name.removesuffix("#b") for name in dataset.ids if name.endswith("#b")}
+    assert pairs <= set(dataset.ids)
