@@ -33,7 +33,7 @@ def test_our_sampler_agrees_with_the_pipelines_own(tiny, monkeypatch):
 
 
 def test_words(tiny):
-    known, other = tiny.encode_text(["photo of George W Bush", "photo of Colin Powell"])
+    known, other = tiny.encode_text(["photo of George W Bush", "photo of jacques chirac"])
     assert (known - other).abs().max() > 1e-2
     with pytest.raises(W2WError, match="'photo of a zorb' has a word that tiny-faces does not know"):
         tiny.encode_text(["photo of a zorb"])

@@ -1,0 +1,82 @@
+"""How the adapter options of `tiny-faces` were chosen: ID Score on val people, one photo each to learn from.
+
+    python benchmarks/tune_adapters.py faces64
+
+Prints, for each set of options, the ID Score against photos that were not seen and against other people's, and the
+pictures without a face. Writes benchmarks/results/tune_adapters.json.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from w2wpp.adapters import AdapterOptions, prior_latents, train_adapters
+from w2wpp.alignment import AlignedFaces
+from w2wpp.base_model import BaseModel
+from w2wpp.faces import embed_pictures
+from w2wpp.files import write_json
+from w2wpp.population import photo_latents
+
+PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 4, 2.0, 15, 1000, 4
+RESULTS = Path(__file__).parent / "results" / "tune_adapters.json"
+
+START = AdapterOptions(
+    prompt="photo of sks person",
+    prior_prompt="photo of a person",
+    prior_pictures=64,
+    prior_weight=0.25,
+    steps=100,
+    batch=2,
+    lr=1e-2,
+    final_lr=0.1,
+)
+CROSS = ("attn2.to_q", "attn2.to_v")
+SHORT = replace(START, targets=CROSS, steps=76, final_lr=0.0)
+TRIED = [
+    START,
+    replace(START, lr=5e-3),
+    replace(START, steps=60, batch=4),
+    replace(START, targets=(*CROSS, "attn2.to_out.0")),
+    replace(START, targets=CROSS),
+    replace(SHORT, prior_weight=0.5),
+    replace(SHORT, prior_weight=1.0, lr=1.5e-2),
+    replace(SHORT, steps=57, batch=3),
+    replace(SHORT, alpha=9.0, lr=2e-2),
+]
+
+
+def main(folder: str) -> None:
+    base, faces = BaseModel.load("tiny-faces"), AlignedFaces.open(folder)
+    people = [person for person in faces.of_split("val") if len(faces.people[person]) >= LEAST_PHOTOS]
+    photos = [faces.photos(person) for person in people]
+    unseen = np.stack([mean_face(own[(len(own) + 1) // 2 :]) for own in photos])
+    latents = [photo_latents(base, own[:1], person) for person, own in zip(people, photos, strict=True)]
+    seeds = [FIRST_SEED + i for _ in people for i in range(PICTURES)]
+    prior = prior_latents(base, START)
+    rows = []
+    for options in TRIED:
+        layout = options.layout_of(base)
+        trained = train_adapters(base, layout, latents, people, options, prior, "train")
+        adapters = trained.weights.repeat_interleave(PICTURES, 0)
+        drawn = base.generate(options.prompt, seeds, layout=layout, weights=adapters, guidance=GUIDANCE, steps=SOLVER_STEPS, batch=120)
+        groups = [drawn[i : i + PICTURES] for i in range(0, len(drawn), PICTURES)]
+        scores = np.stack([mean_face(group) for group in groups]) @ unseen.T  # means of unit vectors: means over pairs
+        own = np.eye(len(people), dtype=bool)
+        missed = sum(vector is None for vector in embed_pictures(drawn))
+        row = {"id": scores[own].mean(), "se": scores[own].std() / len(people) ** 0.5, "others": scores[~own].mean(), "missed": missed}
+        rows.append({key: float(value) for key, value in row.items()} | {"d": layout.d, "options": asdict(options)})
+        print({key: value for key, value in rows[-1].items() if key != "options"}, options, flush=True)
+    write_json(
+        RESULTS, {"command": f"python benchmarks/tune_adapters.py {folder}", "people": len(people), "pictures": PICTURES, "rows": rows}
+    )
+
+
+def mean_face(pictures: list[np.ndarray]) -> np.ndarray:
+    vectors = [vector for vector in embed_pictures(pictures) if vector is not None]
+    return np.mean(vectors, axis=0) if vectors else np.zeros(512)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
