@@ -43,6 +43,7 @@ class Run:
     folder: Path
     out: Path
     results: dict[str, Any] = field(default_factory=dict)
+    printed: tuple[str, ...] = ()  # which results to print; all of them if empty
 
 
 @contextmanager
@@ -54,17 +55,19 @@ def run(name: str, options: Mapping[str, Any], product: str = "") -> Iterator[Ru
     """
     from w2wpp import runs
 
-    shown = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
+    config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
         writes = options["out"] or root / f"NNNN-{name}" / product
-        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": shown}, as_json)
+        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": config}, as_json)
         raise typer.Exit
-    folder = runs.new_run(root, name, shown)
+    folder = runs.new_run(root, name, config)
     under_way = Run(folder, options["out"] or folder / product)
     yield under_way
     runs.finish(folder, under_way.results)
-    show({"out": str(under_way.out), "run": str(folder), **under_way.results}, as_json)
+    results = under_way.results
+    shown = {key: results[key] for key in under_way.printed or results}
+    show({"out": str(under_way.out), "run": str(folder), **shown}, as_json)
 
 
 def show(result: Mapping[str, Any], as_json: bool) -> None:

@@ -237,3 +237,4 @@ def demo(
     with run("demo", locals()) as job:
         options = w2w.DemoOptions(base=base, dataset=dataset, photo=photo, seed=seed, device=device)
         job.results = w2w.run_demo(options, job.out)
+        job.printed = ("seconds", "scores", "report")
