@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2wpp.captions import Shares, caption
-from w2wpp.checkpoints import load_checkpoint, save_checkpoint
+from w2wpp.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from w2wpp.progress import track
 from w2wpp.seeds import generator
 
@@ -41,6 +41,8 @@ class DenoiserOptions:
 
 class NameEmbedding(nn.Module):
     """Token embeddings in which a name is a linear map of its person's descriptor, plus an offset of its own."""
+
+    descriptors: Tensor
 
     def __init__(self, embedding: nn.Embedding, descriptors: Tensor, jitter: float, draw: torch.Generator) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ def train_denoiser(
     averaged = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
     optimiser = torch.optim.AdamW(both.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, options.steps, pct_start=0.04)
-    parts = {"both": both, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
+    parts: dict[str, Stateful] = {"both": both, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     loss_weight = (snr.clamp(max=options.snr_cap) / (snr + 1)).to(device)
@@ -119,11 +121,11 @@ def train_denoiser(
     def ids_of(captions: list[str]) -> Tensor:
         return torch.stack([ids_of_one(words) for words in captions]).to(device)
 
-    def loss_of(modules: nn.ModuleDict, x: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss_of(modules: nn.Module, x: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         x, t, noise = x.to(device), t.to(device), noise.to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            context = modules["text"](ids)[0]
-            predicted = modules["unet"](scheduler.add_noise(x, noise, t), t, context).sample.float()
+            context = modules.get_submodule("text")(ids)[0]
+            predicted = modules.get_submodule("unet")(scheduler.add_noise(x, noise, t), t, context).sample.float()
         error = (predicted - scheduler.get_velocity(x, noise, t)).square().mean((1, 2, 3))
         return (loss_weight[t] * error).mean()
 
@@ -158,8 +160,8 @@ def train_denoiser(
             log({"step": step + 1, "loss": running, "val_loss": held})
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
             save_checkpoint(checkpoint, parts, step + 1)
-    unet.load_state_dict(averaged.module["unet"].state_dict())
-    text.load_state_dict(averaged.module["text"].state_dict())
+    unet.load_state_dict(averaged.module.get_submodule("unet").state_dict())
+    text.load_state_dict(averaged.module.get_submodule("text").state_dict())
     text.set_input_embeddings(nn.Embedding.from_pretrained(names.table()))
     both.eval().requires_grad_(False)
 

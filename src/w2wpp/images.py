@@ -54,9 +54,9 @@ def list_photos(source: str | Path) -> list[Photo]:
     elif source.is_file() and zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             for member in archive.namelist():
-                path = PurePosixPath(member)
-                if path.suffix.lower() in SUFFIXES and len(path.parts) >= 2:
-                    photos.append(Photo(path.parts[-2], path.name, source, member))
+                inside = PurePosixPath(member)
+                if inside.suffix.lower() in SUFFIXES and len(inside.parts) >= 2:
+                    photos.append(Photo(inside.parts[-2], inside.name, source, member))
     else:
         raise W2WError(f"{source} is neither a folder nor a zip. Give one that holds person/photo.jpg.")
     if not photos:
