@@ -55,7 +55,7 @@ class BaseModel:
         path = TINY_FACES if str(source) == "tiny-faces" else source
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
-                str(path), torch_dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+                str(path), dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
         except Exception as error:  # diffusers raises OSError, ValueError, EnvironmentError and its hub's own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
