@@ -69,3 +69,23 @@ def test_sources_without_people_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(W2WError, match="w2w faces align"):
         AlignedFaces.open(tmp_path / "empty")
+
+
+def test_labels_may_come_after_alignment_and_names_must_differ(astronaut, tmp_path):
+    write_image(tmp_path / "photos" / "Eileen_Collins" / "1.png", astronaut[:256, 100:356])
+    align_photos(tmp_path / "photos", tmp_path / "out")
+    (tmp_path / "labels.csv").write_text("file,split\nEileen_Collins/1.png,val\n")
+    align_photos(tmp_path / "photos", tmp_path / "out", labels=tmp_path / "labels.csv")
+    assert AlignedFaces.open(tmp_path / "out").of_split("val") == ["Eileen_Collins"]
+    write_image(tmp_path / "photos" / "Eileen_Collins" / "1.jpg", astronaut[:256, 100:356])
+    with pytest.raises(W2WError, match="2 photos of Eileen_Collins named 1"):
+        align_photos(tmp_path / "photos", tmp_path / "out")
+
+
+def test_a_zip_cannot_write_elsewhere(astronaut, tmp_path):
+    write_image(tmp_path / "a.png", astronaut[:256, 100:356])
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "in/../b.png")
+        archive.write(tmp_path / "a.png", "__MACOSX/._b.png")
+    with pytest.raises(W2WError, match="holds no person"):
+        align_photos(tmp_path / "photos.zip", tmp_path / "out")

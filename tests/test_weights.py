@@ -185,3 +185,8 @@ def test_only_the_same_adapters_go_on(tmp_path: Path) -> None:
     for layout, base_id, meta, message in refused:
         with pytest.raises(W2WError, match=message):
             WeightDataset.open_or_create(tmp_path / "data", layout, base_id, meta)
+
+
+def test_a_dataset_without_rows_does_not_bind(tmp_path, layout):
+    WeightDataset.create(tmp_path / "empty", layout, "base0", {"lr": 9})
+    assert WeightDataset.open_or_create(tmp_path / "empty", layout, "base0", {"lr": 1}).meta == {"lr": 1}

@@ -107,6 +107,8 @@ def align_photos(
         raise W2WError(f"{out} holds faces of {done[0]['size']} pixels, not {size}. Choose another --out.")
     seen = {(line["person"], line["photo"]) for line in done}
     todo = [photo for photo in photos if (photo.person, photo.name) not in seen]
+    if labels:  # labels may come, or change, after the photos were aligned
+        done = [{**line, "labels": known.get(f"{line['person']}/{line['photo']}", {})} for line in done]
     write_text(out / INDEX, "".join(json.dumps(line) + "\n" for line in done))
     with (out / INDEX).open("a", encoding="utf-8") as index:
         for line in track(_align_all(todo, out, size, processes), "align", total=len(todo)):

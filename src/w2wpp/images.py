@@ -2,6 +2,8 @@
 
 import io
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL import ImageOps
 from torch import Tensor
 
 from w2wpp.errors import W2WError
@@ -35,7 +38,7 @@ class Photo:
         try:
             with zipfile.ZipFile(self.source) as archive:
                 data = archive.read(self.member)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise W2WError(f"cannot read {self.member} in {self.source}: {error}.") from error
         return _decode(data, f"{self.source}:{self.member}")
 
@@ -43,7 +46,7 @@ class Photo:
 def list_photos(source: str | Path) -> list[Photo]:
     """List the photos of a folder or a zip of `person/photo.jpg`, sorted by person and name.
 
-    Raises W2WError if there is none.
+    Raises W2WError if there is none, or two photos of one person share a name.
     """
     source = Path(source)
     photos = []
@@ -55,12 +58,17 @@ def list_photos(source: str | Path) -> list[Photo]:
         with zipfile.ZipFile(source) as archive:
             for member in archive.namelist():
                 inside = PurePosixPath(member)
-                if inside.suffix.lower() in SUFFIXES and len(inside.parts) >= 2:
+                shown = ".." not in inside.parts and not inside.name.startswith(".")
+                if shown and inside.suffix.lower() in SUFFIXES and len(inside.parts) >= 2:
                     photos.append(Photo(inside.parts[-2], inside.name, source, member))
     else:
         raise W2WError(f"{source} is neither a folder nor a zip. Give one that holds person/photo.jpg.")
     if not photos:
         raise W2WError(f"{source} holds no person/photo.jpg. Put each person's photos in a folder with the person's name.")
+    counts = Counter((photo.person, Path(photo.name).stem) for photo in photos)
+    (person, name), count = counts.most_common(1)[0]
+    if count > 1:
+        raise W2WError(f"{source} holds {count} photos of {person} named {name}. Give each photo of a person a name of its own.")
     return sorted(photos, key=lambda photo: (photo.person, photo.name))
 
 
@@ -76,7 +84,7 @@ def read_image(path: str | Path) -> Image:
 def _decode(data: bytes, who: str) -> Image:
     try:
         with PILImage.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))  # phones turn pictures by a tag
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
         raise W2WError(f"{who} is not a readable picture ({error}). Replace it or take it out.") from error
 

@@ -80,6 +80,9 @@ class WeightDataset:
         if not (Path(folder) / "dataset.json").exists():
             return cls.create(folder, layout, base_id, meta)
         dataset = cls.open(folder)
+        if not dataset.ids:  # started, but nothing was added: what was meant first does not bind
+            (Path(folder) / "dataset.json").unlink()
+            return cls.create(folder, layout, base_id, meta)
         dataset.check(layout, base_id, "these adapters")
         wanted = json.loads(json.dumps(dict(meta)))
         if dataset.meta != wanted:

@@ -30,7 +30,7 @@ Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folde
 SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made.")]
 Prompt = Annotated[str, typer.Option("--prompt", help="Caption of the pictures; `sks` stands for the adapter's person.")]
 Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance against the empty caption; 1 is none.")]
-Steps = Annotated[int, typer.Option("--solver-steps", help="Solver steps a picture.")]
+Steps = Annotated[int, typer.Option("--solver-steps", min=1, help="Solver steps a picture.")]
 
 SKS = "photo of sks person"
 RUNS = Path("runs")

@@ -47,8 +47,8 @@ def invert(
     photos: Annotated[list[Path], typer.Argument(help="Photos, one a person; inverted together, each as if alone.")],
     align: Annotated[bool, typer.Option("--align/--no-align", help="Find and align the face first.")] = True,
     mask: Annotated[Path | None, typer.Option("--mask", help="Picture over the aligned photo; white is what counts.")] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Steps of Adam.")] = 400,
-    batch: Annotated[int, typer.Option("--batch", help="Draws of noise and timestep a step.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam.")] = 400,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Draws of noise and timestep a step.")] = 1,
     lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z.")] = 0.1,
     prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.0,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
@@ -75,8 +75,11 @@ def invert(
             raise W2WError("two photos have the same file name, which names their points. Rename one.")
         options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prompt=prompt, prior_weight=prior_weight, seed=seed)
         latents = model.encode_images(w2w.to_tensor(images))
-        dataset = w2w.WeightDataset.create(job.out / "weights", opened.layout, model.id, {"space": str(space)})
-        found = w2w.invert(model, opened, latents, ids, options, mask=w2w.ready_mask(mask, model) if mask else None)
+        painted = w2w.ready_mask(mask, model) if mask else None
+        dataset = w2w.WeightDataset.open_or_create(job.out / "weights", opened.layout, model.id, {"space": str(space)})
+        if dataset.ids:
+            raise W2WError(f"{job.out} holds inverted models already, such as {dataset.ids[0]}. Choose another --out.")
+        found = w2w.invert(model, opened, latents, ids, options, mask=painted)
         weights = opened.decode(found.z).cpu()
         dataset.append(weights, ids)
         w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
