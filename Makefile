@@ -29,7 +29,7 @@ bench: $(READY)  ## adapters per hour, ours against one person at a time
 docs: $(READY)  ## README's table and pictures, from docs/results/table1.json and the newest demo
 	$(BIN)/python -m w2wpp.docs
 
-report: $(READY)  ## report.html again, from the results of the newest demo or evaluation
+report: $(READY)  ## report.html again, from the results of the newest demo
 	$(BIN)/python -m w2wpp.report
 
 clean:

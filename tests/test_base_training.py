@@ -12,6 +12,7 @@ from w2wpp.base_build import BaseSizes
 from w2wpp.base_model import BaseModel
 from w2wpp.base_training import BaseTraining, train_base
 from w2wpp.captions import Shares, caption, gender
+from w2wpp.checkpoints import load_checkpoint, save_checkpoint
 from w2wpp.denoiser_training import DenoiserOptions
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
@@ -94,3 +95,17 @@ def test_captions_follow_their_shares():
     assert "photo of a smiling woman" in drawn and "photo of Mary Doe smiling" in drawn
     assert not any("smiling" in caption("Mary_Doe", {"emotion": "anger"}, Shares(), draws) for _ in range(200))
     assert gender("Xyzzy_Doe") == "person"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    part = torch.nn.Linear(1, 1)
+    save_checkpoint(tmp_path / "c.pt", {"part": part}, 3)
+
+    def full(*args):
+        raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(W2WError, match="cannot write"):
+        save_checkpoint(tmp_path / "c.pt", {"part": part}, 4)
+    assert load_checkpoint(tmp_path / "c.pt", {"part": part}) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]

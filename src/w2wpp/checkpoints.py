@@ -21,7 +21,10 @@ class Stateful(Protocol):
 def save_checkpoint(path: Path, parts: Mapping[str, Stateful], step: int) -> None:
     """Write the state of every part and the number of finished steps, whole or not at all."""
     with replacing(path) as aside:
-        torch.save({"step": step, "parts": {name: part.state_dict() for name, part in parts.items()}}, aside)
+        try:
+            torch.save({"step": step, "parts": {name: part.state_dict() for name, part in parts.items()}}, aside)
+        except RuntimeError as error:  # how torch.save reports a full disk
+            raise W2WError(f"cannot write {path}: {str(error).splitlines()[0]}. Nothing was changed.") from error
 
 
 def load_checkpoint(path: Path, parts: Mapping[str, Stateful]) -> int:
