@@ -1,6 +1,6 @@
 """How the adapter options of `tiny-faces` were chosen: ID Score on val people, one photo each to learn from.
 
-    python benchmarks/tune_adapters.py faces64
+    python benchmarks/tune_adapters.py faces64 [base]
 
 Prints, for each set of options, the ID Score against photos that were not seen and against other people's, and the
 pictures without a face. Writes benchmarks/results/tune_adapters.json.
@@ -19,36 +19,34 @@ from w2wpp.faces import embed_pictures
 from w2wpp.files import write_json
 from w2wpp.population import photo_latents
 
-PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 4, 2.0, 15, 1000, 4
+PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 4, 2.0, 15, 1000, 2
 RESULTS = Path(__file__).parent / "results" / "tune_adapters.json"
 
+CROSS = ("attn2.to_q", "attn2.to_v")
 START = AdapterOptions(
+    alpha=9.0,
+    targets=CROSS,
     prompt="photo of sks person",
     prior_prompt="photo of a person",
-    prior_pictures=64,
     prior_weight=0.25,
-    steps=100,
+    prior_pictures=64,
+    steps=60,
     batch=2,
-    lr=1e-2,
-    final_lr=0.1,
+    lr=2e-2,
+    final_lr=0.0,
 )
-CROSS = ("attn2.to_q", "attn2.to_v")
-SHORT = replace(START, targets=CROSS, steps=76, final_lr=0.0)
 TRIED = [
     START,
-    replace(START, lr=5e-3),
-    replace(START, steps=60, batch=4),
-    replace(START, targets=(*CROSS, "attn2.to_out.0")),
-    replace(START, targets=CROSS),
-    replace(SHORT, prior_weight=0.5),
-    replace(SHORT, prior_weight=1.0, lr=1.5e-2),
-    replace(SHORT, steps=57, batch=3),
-    replace(SHORT, alpha=9.0, lr=2e-2),
+    replace(START, steps=120),
+    replace(START, lr=4e-2),
+    replace(START, targets=("to_q", "to_v")),
+    replace(START, targets=("attn2.to_k", "attn2.to_v")),
+    replace(START, steps=90, batch=3, prior_weight=0.1),
 ]
 
 
-def main(folder: str) -> None:
-    base, faces = BaseModel.load("tiny-faces"), AlignedFaces.open(folder)
+def main(folder: str, source: str = "tiny-faces") -> None:
+    base, faces = BaseModel.load(source), AlignedFaces.open(folder)
     people = [person for person in faces.of_split("val") if len(faces.people[person]) >= LEAST_PHOTOS]
     photos = [faces.photos(person) for person in people]
     unseen = np.stack([mean_face(own[(len(own) + 1) // 2 :]) for own in photos])
@@ -68,9 +66,8 @@ def main(folder: str) -> None:
         row = {"id": scores[own].mean(), "se": scores[own].std() / len(people) ** 0.5, "others": scores[~own].mean(), "missed": missed}
         rows.append({key: float(value) for key, value in row.items()} | {"d": layout.d, "options": asdict(options)})
         print({key: value for key, value in rows[-1].items() if key != "options"}, options, flush=True)
-    write_json(
-        RESULTS, {"command": f"python benchmarks/tune_adapters.py {folder}", "people": len(people), "pictures": PICTURES, "rows": rows}
-    )
+        command = " ".join(["python benchmarks/tune_adapters.py", folder, source])
+        write_json(RESULTS, {"command": command, "base_id": base.id, "people": len(people), "pictures": PICTURES, "rows": rows})
 
 
 def mean_face(pictures: list[np.ndarray]) -> np.ndarray:
@@ -79,4 +76,4 @@ def mean_face(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

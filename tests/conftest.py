@@ -25,7 +25,8 @@ from w2wpp.weights import WeightDataset
 PICO = BaseSizes(
     image_size=16,
     latent_channels=4,
-    autoencoder_widths=(8, 16),
+    autoencoder_width=8,
+    decoder_blocks=(1, 1),
     unet_widths=(16, 32),
     attention_heads=2,
     norm_groups=8,

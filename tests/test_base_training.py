@@ -19,7 +19,7 @@ from w2wpp.images import write_image
 from w2wpp.seeds import generator
 
 SIZES = BaseSizes(
-    image_size=16, latent_channels=4, autoencoder_widths=(8, 16), unet_widths=(16, 16), attention_heads=2, text_width=16, text_layers=1
+    image_size=16, latent_channels=4, autoencoder_width=8, decoder_blocks=(1, 1), unet_widths=(16, 16), attention_heads=2, text_width=16, text_layers=1
 )
 OPTIONS = BaseTraining(sizes=SIZES, autoencoder=AutoencoderOptions(steps=4, batch=4), denoiser=DenoiserOptions(steps=4, batch=4), seed=3)
 
@@ -81,7 +81,7 @@ def interrupt(line):
 
 def test_a_checkpoint_of_another_base_is_refused(faces, tmp_path):
     train_base(faces, tmp_path / "out", OPTIONS, device="cpu")
-    other = replace(OPTIONS, sizes=replace(SIZES, autoencoder_widths=(8, 24)))
+    other = replace(OPTIONS, sizes=replace(SIZES, autoencoder_width=16))
     with pytest.raises(W2WError, match="does not fit this training"):
         train_base(faces, tmp_path / "out", other, device="cpu")
 

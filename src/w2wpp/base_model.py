@@ -20,6 +20,8 @@ from w2wpp.lora import adapted
 
 ASSETS = Path(__file__).parent / "assets"
 TINY_FACES = ASSETS / "tiny_faces" / "pipeline"
+# What changes a UNet's function and not its parameters' shapes. A fixed list, for later versions of diffusers add keys.
+IDENTITY = ("act_fn", "attention_head_dim", "num_attention_heads", "norm_num_groups", "sample_size", "time_embedding_type")
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -32,6 +34,13 @@ def pick_device(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise W2WError(f"device {device} is not available here. Use --device auto or cpu.") from error
     return picked
+
+
+def scaled_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """Pictures [n, 3, h, w] in [-1, 1] -> latents as the UNet sees them; of a variational autoencoder, the mean."""
+    encoded = vae.encode(pixels)
+    latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents * vae.config.scaling_factor
 
 
 @dataclass
@@ -70,12 +79,12 @@ class BaseModel:
 
     @cached_property
     def id(self) -> str:
-        """Which base this is: 16 hex digits over the UNet's configuration and a fixed sample of every parameter.
+        """Which base this is: 16 hex digits over a fixed sample of every parameter of the UNet, and `IDENTITY` of its configuration.
 
         Values are rounded to float16 first, so that the same weights saved in half precision keep their identity.
         """
         unet = self.pipeline.unet
-        shape = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+        shape = {key: unet.config.get(key) for key in IDENTITY}
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, parameter in sorted(unet.named_parameters()):
             sample = parameter.detach().flatten()
@@ -124,9 +133,7 @@ class BaseModel:
             raise W2WError(
                 f"pictures are {found}; {self.source} expects {self.image_size}x{self.image_size}. Use `w2w faces align --size`."
             )
-        vae = self.pipeline.vae
-        parts = [vae.encode(pixels[s].to(self.device, self.dtype)).latent_dist.mean for s in batches(len(pixels), 64)]
-        return torch.cat(parts) * vae.config.scaling_factor
+        return torch.cat([scaled_latents(self.pipeline.vae, pixels[s].to(self.device, self.dtype)) for s in batches(len(pixels), 64)])
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> list[Image]:

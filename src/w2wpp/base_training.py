@@ -13,7 +13,7 @@ from torch import Tensor
 from w2wpp.alignment import AlignedFaces
 from w2wpp.autoencoder_training import AutoencoderOptions, train_autoencoder
 from w2wpp.base_build import BaseSizes, build_pipeline
-from w2wpp.base_model import pick_device
+from w2wpp.base_model import pick_device, scaled_latents
 from w2wpp.captions import full_name
 from w2wpp.denoiser_training import Captioned, DenoiserOptions, train_denoiser
 from w2wpp.descriptors import describe_faces
@@ -87,8 +87,7 @@ def _pixels(faces: AlignedFaces, people: list[str]) -> tuple[Tensor, list[str]]:
 
 @torch.no_grad()
 def _encode(vae: Any, pixels: Tensor) -> Tensor:
-    parts = [vae.encode(pixels[s].to(vae.device).float() / 127.5 - 1).latent_dist.mean.cpu() for s in batches(len(pixels), 128)]
-    return torch.cat(parts) * vae.config.scaling_factor
+    return torch.cat([scaled_latents(vae, pixels[s].to(vae.device).float() / 127.5 - 1).cpu() for s in batches(len(pixels), 128)])
 
 
 def _person_descriptors(portraits: AlignedFaces, people: list[str], cache: Path) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -29,9 +30,9 @@ LOG_EVERY, SAVE_EVERY = 250, 500  # steps
 class DenoiserOptions:
     """How to train the denoiser."""
 
-    steps: int = 8000
+    steps: int = 5200
     batch: int = 64  # photos a step
-    lr: float = 7e-4  # AdamW's peak rate; one-cycle schedule
+    lr: float = 2e-3  # SOAP's peak rate; one-cycle schedule
     ema: float = 0.999  # decay of the averaged weights, which are the ones kept
     snr_cap: float = 5.0  # min-SNR weighting (Hang et al. 2023)
     name_jitter: float = 0.2  # noise on a person's descriptor, in standard deviations over people
@@ -107,7 +108,10 @@ def train_denoiser(
     text.set_input_embeddings(names)
     both = nn.ModuleDict({"unet": unet, "text": text}).train().requires_grad_(True)
     averaged = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    optimiser = torch.optim.AdamW(both.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    # Two minutes of SOAP (Vyas et al. 2024) end at a lower validation loss than two of AdamW, though a step costs 1.4 times.
+    optimiser = SOAP(
+        both.parameters(), lr=options.lr, betas=(0.95, 0.95), weight_decay=1e-2, precondition_frequency=20, max_precondition_dim=600
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, options.steps, pct_start=0.04)
     parts: dict[str, Stateful] = {"both": both, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
