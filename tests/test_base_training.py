@@ -19,7 +19,14 @@ from w2wpp.images import write_image
 from w2wpp.seeds import generator
 
 SIZES = BaseSizes(
-    image_size=16, latent_channels=4, autoencoder_width=8, decoder_blocks=(1, 1), unet_widths=(16, 16), attention_heads=2, text_width=16, text_layers=1
+    image_size=16,
+    latent_channels=4,
+    autoencoder_width=8,
+    decoder_blocks=(1, 1),
+    unet_widths=(16, 16),
+    attention_heads=2,
+    text_width=16,
+    text_layers=1,
 )
 OPTIONS = BaseTraining(sizes=SIZES, autoencoder=AutoencoderOptions(steps=4, batch=4), denoiser=DenoiserOptions(steps=4, batch=4), seed=3)
 

@@ -1,5 +1,7 @@
 """Verbs from photos to adapters: faces align, base train and show, adapters train, dataset info."""
 
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +19,21 @@ Faces = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` mad
 AppendOut = Annotated[Path, typer.Option("--out", help="Folder of the result; an interrupted run there goes on where it stopped.")]
 
 
+class Precision(StrEnum):
+    """How a dataset keeps its numbers."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to `w2w`."""
     app.add_typer(faces, name="faces")
     app.add_typer(base_model, name="base")
     app.add_typer(adapters, name="adapters")
     app.add_typer(dataset, name="dataset")
+    app.command("import")(import_)
 
 
 @faces.command("align")
@@ -166,3 +177,31 @@ def dataset_info(
     if verify:
         weights.verify()
     show(weights.info() | {"verified": verify}, as_json)
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="A LoRA file, a peft folder, a folder of them, or one of the published w2w files.")],
+    out: AppendOut,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the rows.  [default: the largest among the files]")] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Scale is alpha / rank.  [default: the rank; 27 if published]")] = None,
+    drop_text_encoder: Annotated[bool, typer.Option("--drop-text-encoder", help="Leave out what adapts the text encoder.")] = False,
+    labels: Annotated[Path | None, typer.Option("--labels", help="A csv with a column file, the path below SOURCE, and others.")] = None,
+    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the rows on disk.")] = Precision.float32,
+    base: Base = "tiny-faces",
+    device: Device = "cpu",
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Bring LoRAs of peft, diffusers, kohya or ComfyUI, or the published w2w dataset, into a weight dataset.
+
+    Ranks and alphas may differ: every product is refactored to one rank and one gauge, and the error is reported.
+    """
+    with run("import", locals()) as job:
+        model, kept = w2w.BaseModel.load(base, device), getattr(import_module("torch"), dtype.value)
+        if (source / "all_weights.pt").exists():
+            job.results = w2w.import_published(model, source, out, alpha=27.0 if alpha is None else alpha, dtype=kept)
+        else:
+            job.results = w2w.import_loras(
+                model, source, out, rank=rank, alpha=alpha, drop_text_encoder=drop_text_encoder, labels=labels, dtype=kept
+            )

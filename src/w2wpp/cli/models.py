@@ -1,6 +1,7 @@
 """Verbs on single models: invert, generate, score, export; and evaluate and demo, which run all of it."""
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,14 @@ Space = Annotated[Path | None, typer.Option("--space", help="The space.safetenso
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A peft adapter folder.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Take a person's adapter from this dataset, by --id.")]
 Id = Annotated[str, typer.Option("--id", help="Which point or person; the first unless given.")]
+
+
+class ExportFormat(StrEnum):
+    """Whose files to write."""
+
+    peft = "peft"
+    diffusers = "diffusers"
+    kohya = "kohya"
 
 
 def register(app: typer.Typer) -> None:
@@ -134,6 +143,9 @@ def export(
     space: Space = None,
     dataset: DatasetOption = None,
     identity: Id = "",
+    form: Annotated[ExportFormat, typer.Option("--format", help="Whose files to write; kohya is what ComfyUI and A1111 read.")] = (
+        ExportFormat.peft
+    ),
     base: Base = "tiny-faces",
     device: Device = "cpu",
     out: Out = None,
@@ -141,13 +153,21 @@ def export(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a point, or a person of a dataset, as an adapter folder that `PeftModel.from_pretrained` reads."""
-    with run("export", locals(), "adapter") as job:
+    """Write a point, or a person of a dataset: a folder for peft, or one .safetensors file for diffusers or kohya."""
+    product = "adapter" if form is ExportFormat.peft else f"{form.value}.safetensors"
+    if out and form is not ExportFormat.peft and out.suffix != ".safetensors":
+        raise W2WError(f"--format {form.value} writes one file; --out {out} does not end with .safetensors.")
+    with run("export", locals(), product) as job:
         model = w2w.BaseModel.load(base, device)
         layout, weights, key = pick_adapter(points, space, None, dataset, identity, model)
         if weights is None:
             raise W2WError("nothing to export was named. Give --points and --space, or --dataset and --id.")
-        w2w.write_peft(job.out, layout, weights, base)
+        if form is ExportFormat.peft:
+            w2w.write_peft(job.out, layout, weights, base)
+        elif form is ExportFormat.diffusers:
+            w2w.write_diffusers(job.out, layout, weights)
+        else:
+            w2w.write_kohya(job.out, layout, weights)
         job.results = {"of": key, "d": layout.d}
 
 

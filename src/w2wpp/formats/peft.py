@@ -52,7 +52,7 @@ def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
     Raises W2WError if a file is missing or cut short, if the adapter is no plain LoRA of one rank, or holds a NaN.
     """
     folder = Path(folder)
-    rank, alpha, targets = _read_config(folder / CONFIG)
+    rank, alpha, targets = read_config(folder / CONFIG)
     try:
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
@@ -74,7 +74,7 @@ def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
     return layout, weights
 
 
-def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
+def read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
     """Rank, alpha and targets. Raises W2WError unless this is a plain LoRA."""
     config: Any = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":

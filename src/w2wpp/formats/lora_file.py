@@ -1,0 +1,176 @@
+"""Read a LoRA of a UNet from the files people have: peft folders, diffusers files (three key styles), kohya files.
+
+A file becomes a `Lora`: for each adapted layer its two factors and the scale of their product. No key is skipped in
+silence, and alpha is taken from where each format keeps it; `docs/bring-your-own-loras.md` says where that is.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from w2wpp.errors import W2WError
+from w2wpp.formats import peft
+
+TEXT_ENCODER = ("text_encoder", "lora_te")
+# Where each format ends a key: (ending, which factor). `alpha` is a number beside the factors.
+ENDINGS = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One adapter, layer by layer: W x + scale * up @ down @ x. Factors are float32, [out, r] and [r, in]."""
+
+    source: str
+    down: dict[str, Tensor]  # by the dotted name of the adapted layer
+    up: dict[str, Tensor]
+    scale: dict[str, float]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its layers."""
+        return max(factor.shape[0] for factor in self.down.values())
+
+
+def read_lora(path: str | Path, unet: nn.Module, *, drop_text_encoder: bool = False) -> Lora:
+    """Read one adapter of `unet`: a peft folder, or a safetensors file of diffusers, kohya, ComfyUI or A1111.
+
+    drop_text_encoder: leave a text encoder's part out in place of refusing the file.
+    Raises W2WError naming the key that matches no layer, has no partner or another shape, or is not a number.
+    """
+    path = Path(path)
+    if path.is_dir():
+        file, given = path / peft.TENSORS, _peft_scale(path)
+    elif path.suffix == ".safetensors":
+        file, given = path, None
+    else:
+        raise W2WError(f"{path} is neither a peft folder nor a .safetensors file. Pickles (.pt, .ckpt, .bin) are not read; convert it.")
+    tensors, metadata = _load(file)
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    spelt = {name.replace(".", "_"): name for name in layers}
+    factors: dict[str, dict[str, Tensor]] = {"down": {}, "up": {}, "alpha": {}}
+    dropped = 0
+    for key, tensor in tensors.items():
+        if key.startswith(TEXT_ENCODER):
+            dropped += 1
+            continue
+        layer, factor = _place(key, layers, spelt, path)
+        if not torch.isfinite(tensor).all():
+            raise W2WError(f"{path}: {key} holds numbers that are not finite. Train or download it again.")
+        if layer in factors[factor]:
+            raise W2WError(f"{path} has two keys for {factor} of {layer}, one of them {key}. Keep one.")
+        factors[factor][layer] = tensor.float()
+    if dropped and not drop_text_encoder:
+        raise W2WError(f"{path} also adapts the text encoder ({dropped} keys); w2w holds the UNet's. To leave it out: --drop-text-encoder.")
+    _check_pairs(path, factors["down"], factors["up"], layers)
+    rest = set(factors["alpha"]) - set(factors["down"])
+    if rest:
+        raise W2WError(f"{path} has an alpha for {min(rest)}, and no factors. Was it cut short?")
+    scale = {}
+    for layer, down in factors["down"].items():
+        alpha = factors["alpha"].get(layer)
+        if alpha is not None and alpha.numel() != 1:
+            raise W2WError(f"{path}: alpha of {layer} has shape {list(alpha.shape)}; one number was expected.")
+        known = given if given is not None else _metadata_scale(metadata, path)
+        scale[layer] = float(alpha) / down.shape[0] if alpha is not None else known if known is not None else 1.0
+    return Lora(str(path), factors["down"], factors["up"], scale)
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise W2WError(f"cannot read {file}: {error}. Is it a whole safetensors file?") from error
+
+
+def _place(key: str, layers: Mapping[str, nn.Module], spelt: Mapping[str, str], path: Path) -> tuple[str, str]:
+    """The layer and the factor that a key stands for."""
+    ending = next((known for known in ENDINGS if key.endswith(known)), None)
+    if ending is None:
+        raise W2WError(f"{path} has the key {key}, which is no factor of a LoRA that w2w knows (lora_A, lora_down, alpha, ...).")
+    stem = key.removesuffix(ending)
+    if stem.startswith("lora_unet_"):
+        layer = spelt.get(stem.removeprefix("lora_unet_"))
+    else:
+        stem = stem.removeprefix("unet.").removeprefix(peft.PREFIX)
+        stem = re.sub(r"\.processor\.(to_(?:q|k|v))$", r".\1", re.sub(r"\.processor\.to_out$", ".to_out.0", stem))
+        layer = stem if stem in layers else None
+    if layer is None:
+        raise W2WError(f"{path} has the key {key}, which matches no layer of this base. Is it of another model? Give its --base.")
+    return layer, ENDINGS[ending]
+
+
+def _check_pairs(path: Path, down: Mapping[str, Tensor], up: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> None:
+    if not down and not up:
+        raise W2WError(f"{path} holds no LoRA of the UNet. Give a LoRA file, not a whole model.")
+    alone = set(down) ^ set(up)
+    if alone:
+        raise W2WError(f"{path} has one factor of {min(alone)} without the other. Was it cut short?")
+    for layer, a in down.items():
+        module, b = layers[layer], up[layer]
+        if not isinstance(module, nn.Linear) or a.dim() != 2 or b.dim() != 2:
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and a.dim() == b.dim() == 4:
+                raise W2WError(f"{path} adapts {layer}, a convolution; w2w holds linear layers. Train without convolutions.")
+            raise W2WError(f"{path}: factors of {layer} have shapes {list(a.shape)} and {list(b.shape)}; two matrices were expected.")
+        if a.shape[0] != b.shape[1] or a.shape[0] == 0:
+            raise W2WError(f"{path}: factors of {layer} have ranks {a.shape[0]} and {b.shape[1]}. Was it cut short?")
+        if (a.shape[1], b.shape[0]) != (module.in_features, module.out_features):
+            raise W2WError(
+                f"{path}: factors of {layer} are for a layer of {a.shape[1]} -> {b.shape[0]}; "
+                f"this base has {module.in_features} -> {module.out_features}. Give its --base."
+            )
+
+
+def _peft_scale(folder: Path) -> float:
+    rank, alpha, _ = peft.read_config(folder / peft.CONFIG)
+    if rank < 1:
+        raise W2WError(f"{folder / peft.CONFIG} says rank {rank}; at least 1 was expected.")
+    return alpha / rank
+
+
+def _metadata_scale(metadata: Mapping[str, str], path: Path) -> float | None:
+    """alpha / r of diffusers' metadata; None without, where diffusers itself takes alpha = r."""
+    if "lora_adapter_metadata" not in metadata:
+        return None
+    try:
+        described: dict[str, Any] = json.loads(metadata["lora_adapter_metadata"])
+        found = {key.rsplit(".", 1)[-1]: value for key, value in described.items() if key.startswith("unet.") or "." not in key}
+        return float(found["lora_alpha"]) / int(found["r"]) if found else None
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise W2WError(f"{path} has metadata without a usable lora_alpha and r ({error!r}). Save it again with diffusers.") from error
+
+
+def list_loras(source: str | Path) -> list[Path]:
+    """The adapters under a folder, sorted: peft folders and safetensors files; or the one that `source` is."""
+    source = Path(source)
+    if (source / peft.CONFIG).is_file() or source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise W2WError(f"{source} is not there. Give a LoRA file, a peft folder, or a folder of them.")
+    folders = {config.parent for config in source.rglob(peft.CONFIG)}
+    files = {file for file in source.rglob("*.safetensors") if file.parent not in folders}
+    if not folders and not files:
+        raise W2WError(f"{source} holds no peft folder and no .safetensors file.")
+    return sorted(folders | files)
+
+
+def layers_of(loras: Iterable[Lora]) -> list[str]:
+    """Every layer that one of the adapters adapts, sorted."""
+    return sorted({layer for lora in loras for layer in lora.down})
