@@ -48,7 +48,7 @@ def test_diffusers_computes_what_we_computed(pico: Path, base: BaseModel, tmp_pa
     layout = Layout.of(base.pipeline.unet, rank=rank, alpha=alpha)
     weights = torch.randn(layout.d, generator=torch.Generator().manual_seed(1)) * 0.1
     write(tmp_path / "lora.safetensors", layout, weights)
-    pipeline = StableDiffusionPipeline.from_pretrained(pico, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(pico, dtype=torch.float32, safety_checker=None)
     pipeline.text_encoder.float()
     alone = output(pipeline.unet, base)
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
