@@ -19,7 +19,7 @@ from w2wpp.faces import embed_pictures
 from w2wpp.files import write_json
 from w2wpp.population import photo_latents
 
-PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 4, 2.0, 15, 1000, 2
+PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 3, 2.0, 15, 1000, 3
 RESULTS = Path(__file__).parent / "results" / "tune_adapters.json"
 
 CROSS = ("attn2.to_q", "attn2.to_v")
@@ -35,13 +35,15 @@ START = AdapterOptions(
     lr=2e-2,
     final_lr=0.0,
 )
+EVERY = (*(f"to_{part}" for part in ("q", "k", "v", "out.0")), "ff.net.0.proj", "ff.net.2")
 TRIED = [
     START,
     replace(START, steps=120),
-    replace(START, lr=4e-2),
     replace(START, targets=("to_q", "to_v")),
     replace(START, targets=("attn2.to_k", "attn2.to_v")),
+    replace(START, lr=4e-2),
     replace(START, steps=90, batch=3, prior_weight=0.1),
+    replace(START, targets=EVERY, lr=1e-2),
 ]
 
 
