@@ -26,8 +26,8 @@ from w2wpp.weights import WeightDataset
 
 Call = Callable[..., Ended]
 VERBS = {
-    "faces align", "base train", "base show", "adapters train", "dataset info", "fit pca", "fit vae", "sample", "interpolate",
-    "reconstruct", "invert", "generate", "score", "export", "evaluate", "demo",
+    "faces align", "base train", "base show", "adapters train", "dataset info", "dataset select", "dataset merge", "import",
+    "fit pca", "fit vae", "sample", "interpolate", "reconstruct", "invert", "generate", "score", "export", "evaluate", "demo",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from w2wpp.errors import W2WError
 from w2wpp.files import write_tensors
 from w2wpp.layout import Layout
-from w2wpp.spaces import vae_training
+from w2wpp.spaces import streaming, vae_training
 from w2wpp.spaces.base import FORMAT, REGISTRY, Space, load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse
@@ -181,6 +181,41 @@ def test_pca_finds_the_components_of_scikit_learn(n: int) -> None:
     np.testing.assert_allclose(space.spread.square(), reference.explained_variance_, rtol=1e-4)
     np.testing.assert_allclose(np.abs(space.components.numpy() @ reference.components_.T), np.eye(4), atol=1e-3)
     assert (space.components.gather(1, space.components.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def spectrum(kind: str, n: int, d: int) -> torch.Tensor:
+    """Rows whose principal variances fall fast, slowly, or not at all."""
+    draw = torch.Generator().manual_seed(5)
+    falling = {"fast": 0.8 ** torch.arange(d), "slow": 1 / (1 + torch.arange(d)) ** 0.5, "flat": torch.ones(d)}[kind]
+    mix = torch.linalg.qr(torch.randn(d, d, generator=draw))[0]
+    return 3 + (torch.randn(n, d, generator=draw) * falling) @ mix
+
+
+@pytest.mark.parametrize("kind", ["fast", "slow", "flat"])
+def test_streaming_pca_agrees_with_scikit_learn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    weights = spectrum(kind, 300, LAYOUT.d)
+    monkeypatch.setattr(streaming, "block_rows", lambda d, memory: 64)  # five blocks
+    streamed = PcaSpace.fit(weights, m=8, layout=LAYOUT, base_id=BASE, solver="streaming")
+    standardised = (weights - weights.mean(0)) / weights.std(0)
+    reference = decomposition.PCA(8, svd_solver="full").fit(standardised.double().numpy())
+    torch.testing.assert_close(streamed.mean, weights.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(streamed.scale, weights.std(0), atol=1e-5, rtol=1e-5)
+    kept, best = streamed.explained_variance_ratio.sum().item(), float(reference.explained_variance_ratio_.sum())
+    assert abs(kept - best) < 1e-3 * best
+    if kind == "fast":  # elsewhere directions of nearly equal variance may turn into each other
+        cosines = torch.linalg.svdvals(streamed.components @ torch.from_numpy(reference.components_).float().T)
+        assert cosines.min() > 0.999
+
+
+def test_pca_streams_what_does_not_fit_and_says_when_nothing_does() -> None:
+    weights = spectrum("fast", 300, LAYOUT.d)
+    exact = PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE)
+    small = PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE, memory=5e-5)
+    assert not torch.equal(small.components, exact.components)  # another way
+    torch.testing.assert_close(small.explained_variance_ratio, exact.explained_variance_ratio, atol=1e-3, rtol=0)
+    with pytest.raises(W2WError, match="Raise it"):
+        PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE, memory=1e-6)
 
 
 def test_pca_points_of_the_fitted_adapters_are_standard_and_apart() -> None:

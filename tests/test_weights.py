@@ -1,13 +1,20 @@
 """A weight dataset is whole after every append, gives back the rows it was given, and notices damage."""
 
 import errno
+import multiprocessing
 import os
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import Ended
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
 from w2wpp.weights import WeightDataset
@@ -135,14 +142,14 @@ def test_refused_rows_leave_the_dataset_as_it_was(tmp_path: Path) -> None:
     assert len(list((tmp_path / "data" / "shards").iterdir())) == 3
 
 
-@pytest.mark.parametrize("place", [-1, 12])  # in the numbers, in the header
-def test_a_flipped_byte_is_found_and_its_rows_are_named(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize(("place", "named"), [(-1, "row b1 cannot"), (12, "rows b0 to b1")])  # in the numbers, in the header
+def test_a_flipped_byte_is_found_and_its_rows_are_named(tmp_path: Path, place: int, named: str) -> None:
     data = filled(tmp_path / "data")
     shard = tmp_path / "data" / "shards" / "000001.safetensors"
     content = bytearray(shard.read_bytes())
     content[place] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(W2WError, match="rows b0 to b1"):
+    with pytest.raises(W2WError, match=named):
         data.verify()
 
 
@@ -190,3 +197,70 @@ def test_only_the_same_adapters_go_on(tmp_path: Path) -> None:
 def test_a_dataset_without_rows_does_not_bind(tmp_path, layout):
     WeightDataset.create(tmp_path / "empty", layout, "base0", {"lr": 9})
     assert WeightDataset.open_or_create(tmp_path / "empty", layout, "base0", {"lr": 1}).meta == {"lr": 1}
+
+
+def write(folder: Path, name: str, n: int, ready: Event) -> None:
+    data = WeightDataset.open(folder)
+    ready.set()
+    for i in range(n):
+        data.append(torch.full((3, data.d), float(i)), [f"{name}-{i}-{k}" for k in range(3)])
+
+
+def writer(folder: Path, name: str, n: int) -> BaseProcess:
+    """Another process that appends n shards; it has begun."""
+    fork = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
+    ready = fork.Event()
+    started = fork.Process(target=write, args=(folder, name, n, ready))
+    started.start()
+    assert ready.wait(60)
+    return started
+
+
+def test_many_processes_append_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    writers = [writer(tmp_path / "data", f"w{i}", 10) for i in range(4)]
+    for started in writers:
+        started.join(60)
+    assert [started.exitcode for started in writers] == [0] * 4
+    data = WeightDataset.open(tmp_path / "data")
+    assert len(data) == 6 + 4 * 10 * 3
+    data.verify()
+    for i in range(4):
+        assert data.rows([data.index_of(f"w{i}-7-2")])[0].eq(7).all()
+
+
+def test_killed_writers_lose_nothing_that_was_there(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    draw = random.Random(0)
+    before = 6
+    for i in range(50):
+        started = writer(tmp_path / "data", f"w{i}", 10_000)
+        time.sleep(draw.uniform(0, 0.03))
+        started.kill()
+        started.join(60)
+        data = WeightDataset.open(tmp_path / "data")
+        assert len(data) >= before and len(data) % 3 == 0
+        before = len(data)
+    data.verify()
+    assert torch.equal(data.rows(range(6)), everything())
+    data.append(numbers(1), ["after"])
+    assert WeightDataset.open(tmp_path / "data").ids[-1] == "after"
+    assert before > 6  # some got to write
+
+
+def test_select_and_merge_copy_rows_whole(tmp_path: Path, w2w: Callable[..., Ended]) -> None:
+    data = filled(tmp_path / "data")
+    common = ("--runs", tmp_path / "runs", "--json")
+    w2w("dataset", "select", tmp_path / "data", "--where", "split=val", "--out", tmp_path / "val", *common).json()
+    w2w("dataset", "select", tmp_path / "data", "--where", "split=train", "--out", tmp_path / "train", *common).json()
+    assert WeightDataset.open(tmp_path / "val").ids == ["c0", "c1"]
+    merged = w2w("dataset", "merge", tmp_path / "val", tmp_path / "train", "--out", tmp_path / "both", *common).json()
+    assert merged["n"] == 6
+    both = WeightDataset.open(tmp_path / "both")
+    both.verify()
+    assert torch.equal(both.rows([both.index_of(name) for name in data.ids]), everything())
+    assert both.labels[0] == data.labels[4]
+    again = w2w("dataset", "merge", tmp_path / "val", tmp_path / "data", "--out", tmp_path / "twice", *common)
+    assert again.code == 2 and "c0" in again.err and not (tmp_path / "twice").exists()
+    nobody = w2w("dataset", "select", tmp_path / "data", "--where", "split=test", "--out", tmp_path / "none", *common)
+    assert nobody.code == 2 and "split=test" in nobody.err

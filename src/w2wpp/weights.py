@@ -1,15 +1,19 @@
 """The weight dataset: thousands of adapters as rows of one table `weights [n, d]`, read without loading all of it.
 
 A folder: `dataset.json` (layout, base, how the adapters were made), `shards/NNNNNN.safetensors` (tensor `weights`),
-and `manifest.jsonl`, a line a shard with its rows' ids and labels and its checksum. A shard is written aside, synced
-and renamed before its line is appended, so a killed writer leaves the dataset as it was.
+and `manifest.jsonl`, a line a shard with its rows' ids, labels and checksums and its own checksum. A shard is written
+aside, synced and renamed before its line is appended, so a killed writer leaves the dataset as it was. Writers take
+turns by a lock on the folder, and each sees what the others added before it adds.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,12 +71,18 @@ class WeightDataset:
             dataset = cls(folder, layout, described["base_id"], described["meta"])
         except KeyError as error:
             raise W2WError(f"{folder}/dataset.json lacks {error}. Was it written by w2w?") from error
-        try:
-            for line in dataset._manifest_lines():
-                dataset._take(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise W2WError(f"{folder}/manifest.jsonl is damaged at shard {len(dataset._shards)} ({error}). Take it from a copy.") from error
+        dataset.refresh()
         return dataset
+
+    def refresh(self) -> None:
+        """Take in what other writers added since this dataset was opened. Raises W2WError if the manifest is damaged."""
+        try:
+            for line in self._manifest_lines()[len(self._shards) :]:
+                self._take(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise W2WError(
+                f"{self.folder}/manifest.jsonl is damaged at shard {len(self._shards)} ({error}). Take it from a copy."
+            ) from error
 
     @classmethod
     def open_or_create(cls, folder: str | Path, layout: Layout, base_id: str, meta: Mapping[str, Any]) -> "WeightDataset":
@@ -120,15 +130,18 @@ class WeightDataset:
         bad = (~torch.isfinite(kept)).any(1)
         if bad.any():
             raise W2WError(f"row {ids[int(bad.nonzero()[0])]} has weights that are not numbers in {dtype}. Leave it out or train it again.")
-        repeated = [name for name, count in Counter([*self.ids, *ids]).items() if count > 1]
-        if repeated:
-            raise W2WError(f"id {repeated[0]} would stand twice in {self.folder}. Give every row an id of its own.")
-        file = f"shards/{len(self._shards):06d}.safetensors"
-        write_tensors(self.folder / file, {"weights": kept})
-        rows = [{"id": name, "labels": label} for name, label in zip(ids, labels, strict=True)]
-        line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": _sha256(self.folder / file), "rows": rows}
-        self._append_line(json.dumps(line, ensure_ascii=False))
-        self._take(line)
+        sums = _row_sums(kept)
+        rows = [{"id": name, "labels": label, "crc32": crc} for name, label, crc in zip(ids, labels, sums, strict=True)]
+        with self._turn():
+            self.refresh()
+            repeated = [name for name, count in Counter([*self.ids, *ids]).items() if count > 1]
+            if repeated:
+                raise W2WError(f"id {repeated[0]} would stand twice in {self.folder}. Give every row an id of its own.")
+            file = f"shards/{len(self._shards):06d}.safetensors"
+            write_tensors(self.folder / file, {"weights": kept})
+            line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": _sha256(self.folder / file), "rows": rows}
+            self._append_line(json.dumps(line, ensure_ascii=False))
+            self._take(line)
 
     def rows(self, indices: Sequence[int] | None = None) -> Tensor:
         """Rows by position, [k, d] float32; all of them unless told. Reads no others from disk.
@@ -145,8 +158,8 @@ class WeightDataset:
             by_shard.setdefault(shard, []).append((place, row))
         for shard, pairs in by_shard.items():
             with self._opened(shard) as tensor:
-                for place, row in pairs:
-                    out[place] = tensor[row : row + 1][0].float()
+                for (place, row), length in _stretches(pairs):
+                    out[place : place + length] = tensor[row : row + length]
         return out
 
     def blocks(self, rows: int = 512) -> Iterator[Tensor]:
@@ -158,6 +171,23 @@ class WeightDataset:
         """Positions of the rows that carry all these labels, for example `where(split="train", half="")`."""
         return [i for i, found in enumerate(self.labels) if all(found.get(key) == value for key, value in labels.items())]
 
+    def copy_to(self, out: str | Path, indices: Sequence[int], rows: int = 512) -> "WeightDataset":
+        """Append the rows at these positions to the dataset `out`, started if need be, in shards of `rows`.
+
+        Raises W2WError if `out` is of another layout or base, or has one of the ids. This is how datasets are merged.
+        """
+        if (Path(out) / "dataset.json").exists():
+            target = WeightDataset.open(out)
+            target.check(self.layout, self.base_id, str(self.folder))
+        else:
+            target = WeightDataset.create(out, self.layout, self.base_id, self.meta)
+        dtypes = {getattr(torch, shard["dtype"]) for shard in self._shards}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        for s in batches(len(indices), rows):
+            part = indices[s]
+            target.append(self.rows(part), [self.ids[i] for i in part], [self.labels[i] for i in part], dtype)
+        return target
+
     def index_of(self, name: str) -> int:
         """The position of a row by its id. Raises W2WError if it is not there."""
         if name not in self.ids:
@@ -166,10 +196,33 @@ class WeightDataset:
 
     def verify(self) -> None:
         """Read every shard again. Raises W2WError naming the rows of one whose checksum differs."""
-        for shard in self._shards:
+        for number, shard in enumerate(self._shards):
             path, rows = self.folder / shard["file"], [row["id"] for row in shard["rows"]]
-            if not path.is_file() or _sha256(path) != shard["sha256"]:
-                raise W2WError(f"{path} is damaged: rows {rows[0]} to {rows[-1]} ({len(rows)}) cannot be trusted. Train them again.")
+            if path.is_file() and _sha256(path) == shard["sha256"]:
+                continue
+            damaged = self._damaged_rows(number)
+            if damaged:
+                raise W2WError(f"{path} is damaged: row {', '.join(damaged)} cannot be trusted, the others can. Train it again.")
+            raise W2WError(f"{path} is damaged: rows {rows[0]} to {rows[-1]} ({len(rows)}) cannot be trusted. Train them again.")
+
+    def _damaged_rows(self, shard: int) -> list[str]:
+        """The ids of the rows of a damaged shard whose numbers changed; none where more than numbers is damaged."""
+        rows = self._shards[shard]["rows"]
+        if any("crc32" not in row for row in rows):
+            return []
+        try:
+            with self._opened(shard) as tensor:
+                found = _row_sums(tensor[:])
+        except W2WError:
+            return []
+        return [row["id"] for row, crc in zip(rows, found, strict=True) if row["crc32"] != crc]
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the folder's lock, which the system drops when a process dies."""
+        with (self.folder / ".lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def info(self) -> dict[str, Any]:
         """What the dataset holds, as plain values."""
@@ -244,6 +297,23 @@ class _OpenShard:
 
     def __exit__(self, *_: object) -> None:
         del self._file
+
+
+def _row_sums(weights: Tensor) -> list[int]:
+    """A checksum a row of weights [n, d], over the bytes on disk."""
+    return [zlib.crc32(row.numpy().tobytes()) for row in weights.contiguous().view(torch.uint8)]
+
+
+def _stretches(pairs: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Runs of (place, row) in which both go up by one: their first pair and length. One read each."""
+    first, length = 0, 0
+    for i, (place, row) in enumerate(pairs):
+        if length and (place, row) != (pairs[first][0] + length, pairs[first][1] + length):
+            yield pairs[first], length
+            first, length = i, 0
+        length += 1
+    if length:
+        yield pairs[first], length
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ import typer
 
 import w2wpp as w2w
 from w2wpp.cli.common import RUNS, Base, Dataset, Device, DryRun, Guidance, Json, Runs, Seed, override, run, show
+from w2wpp.errors import W2WError
 
 faces = typer.Typer(help="Photos of people, brought to one place and size.", no_args_is_help=True)
 base_model = typer.Typer(help="The frozen pipeline that all adapters share.", no_args_is_help=True)
@@ -177,6 +178,48 @@ def dataset_info(
     if verify:
         weights.verify()
     show(weights.info() | {"verified": verify}, as_json)
+
+
+@dataset.command("select")
+def dataset_select(
+    dataset: Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")],
+    where: Annotated[list[str], typer.Option("--where", help="A label and its value, such as split=train; may be given several times.")],
+    out: AppendOut,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Copy the rows that carry all of these labels into a dataset of their own."""
+    with run("dataset-select", locals()) as job:
+        weights = w2w.WeightDataset.open(dataset)
+        if not all("=" in words for words in where):
+            raise W2WError(f"--where {' '.join(where)} is not of the form label=value, such as split=train.")
+        wanted = dict(words.split("=", 1) for words in where)
+        found = [i for i, labels in enumerate(weights.labels) if all(str(labels.get(key, "")) == value for key, value in wanted.items())]
+        if not found:
+            raise W2WError(f"no row of {dataset} has {' and '.join(where)}; its labels are {', '.join(weights.labels[0]) or 'none'}.")
+        job.results = weights.copy_to(out, found).info()
+
+
+@dataset.command("merge")
+def dataset_merge(
+    datasets: Annotated[list[str], typer.Argument(help="Folders of weight datasets of one layout and base.")],
+    out: AppendOut,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Copy the rows of several datasets into one; an id may stand in one of them only."""
+    with run("dataset-merge", locals()) as job:
+        opened = [w2w.WeightDataset.open(dataset) for dataset in datasets]
+        ids = [name for weights in opened for name in weights.ids]
+        if len(set(ids)) < len(ids):
+            raise W2WError(f"id {next(name for name in ids if ids.count(name) > 1)} stands in two of these datasets. Select one of them.")
+        for weights in opened:
+            opened[0].check(weights.layout, weights.base_id, str(weights.folder))
+        for weights in opened:
+            merged = weights.copy_to(out, range(len(weights)))
+        job.results = merged.info()
 
 
 def import_(

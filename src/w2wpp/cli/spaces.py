@@ -1,5 +1,6 @@
 """Verbs on spaces and their points: fit, sample, interpolate, reconstruct."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,14 @@ from w2wpp.cli.common import (
 fit = typer.Typer(help="Fit a space to a weight dataset.", no_args_is_help=True)
 
 
+class SolverName(StrEnum):
+    """How to find principal components."""
+
+    auto = "auto"
+    exact = "exact"
+    streaming = "streaming"
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to `w2w`."""
     app.add_typer(fit, name="fit")
@@ -42,6 +51,11 @@ def register(app: typer.Typer) -> None:
 def fit_pca(
     dataset: Dataset = "tiny-faces",
     m: Annotated[int, typer.Option("--m", help="How many principal components to keep.")] = 512,
+    solver: Annotated[SolverName, typer.Option("--solver", help="exact holds all adapters in memory, streaming reads them by blocks.")] = (
+        SolverName.auto
+    ),
+    memory: Annotated[float, typer.Option("--memory", min=0.01, help="Memory to use, GiB; what needs more is streamed.")] = 2.0,
+    seed: Seed = 0,
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
@@ -49,7 +63,7 @@ def fit_pca(
 ) -> None:
     """PCA-w2w: standardise each coordinate and keep m principal components (Dravid et al. 2024, section 3.2)."""
     with run("fit-pca", locals(), "space.safetensors") as job:
-        space = w2w.PcaSpace.fit(w2w.WeightDataset.open(dataset), m=m)
+        space = w2w.PcaSpace.fit(w2w.WeightDataset.open(dataset), m=m, solver=solver.value, memory=memory, seed=seed)
         space.save(job.out)
         job.results = {"m": space.m, "d": space.layout.d, "explained_variance": float(space.explained_variance_ratio.sum())}
 

@@ -1,7 +1,7 @@
 """PCA-w2w: standardise each coordinate, keep m principal components (Dravid et al. 2024, section 3.2)."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -9,16 +9,18 @@ from torch import Tensor
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
 from w2wpp.spaces.base import Adapters, Space
+from w2wpp.spaces.streaming import GIB, Table, moments, signed, streamed_components
 from w2wpp.weights import WeightDataset
 
+Solver = Literal["auto", "exact", "streaming"]
 COLUMNS = 2048  # whose products are taken in double precision at a time
 
 
 class PcaSpace(Space):
     """A linear space; z is the coefficient of a component over that coefficient's standard deviation.
 
-    Left out: randomised solvers. The fit is exact, holds weights [n, d] in memory and decomposes a square matrix of
-    side min(n, d): right for thousands of adapters.
+    Thousands of adapters are held in memory and decomposed exactly, through a square matrix of side min(n, d). What
+    does not fit is read from disk block by block, several times over (`spaces/streaming.py`).
     """
 
     kind = "pca"
@@ -38,27 +40,49 @@ class PcaSpace(Space):
         self.register_buffer("explained_variance_ratio", torch.zeros(m))
 
     @classmethod
-    def fit(cls, data: WeightDataset | Tensor, *, m: int, layout: Layout | None = None, base_id: str = "") -> Self:
+    def fit(
+        cls,
+        data: WeightDataset | Tensor,
+        *,
+        m: int,
+        layout: Layout | None = None,
+        base_id: str = "",
+        solver: Solver = "auto",
+        memory: float = 2.0,
+        seed: int = 0,
+    ) -> Self:
         """Fit to a dataset, or to weights [n, d] given with their layout and base.
 
-        Raises W2WError if the adapters span fewer than m directions, or hold NaN.
+        solver: exact, streaming, or auto: exact where it fits into `memory` GiB. seed: of the streaming solver's start.
+        Raises W2WError if the adapters span fewer than m directions, hold NaN, or the memory does not suffice.
         """
         adapters = Adapters.of(data, layout, base_id)
         adapters.check_m(m)
-        weights = adapters.rows(range(len(adapters)))
         space = cls(adapters.layout, adapters.base_id, m)
+        n, d = len(adapters), adapters.layout.d
+        # Two copies of the weights; the square matrix in double precision, its eigenvectors and their workspace.
+        needed = (2 * n * d * 4 + 4 * min(n, d) ** 2 * 8) / GIB
+        if solver == "streaming" or (solver == "auto" and needed > memory):
+            table = Table(n, d, adapters.rows)
+            space.mean, space.scale, total = moments(table, memory)
+            variances, components = streamed_components(table, space.mean, space.scale, m, memory=memory, seed=seed)
+            return space._finish(variances, components, total)
+        weights = adapters.rows(range(n))
         # Compared, not measured: rounding gives a constant coordinate a tiny deviation, which would be blown up to 1.
         varies = (weights != weights[0]).any(0)
         space.mean = torch.where(varies, weights.mean(0), weights[0])
         space.scale = torch.where(varies, weights.std(0), 1.0)
         x = (weights - space.mean) / space.scale
-        variances, components = principal_components(x, m)
+        return space._finish(*principal_components(x, m), x.var(0).double().sum())
+
+    def _finish(self, variances: Tensor, components: Tensor, total: Tensor) -> Self:
+        m = len(variances)
         if not variances[-1] > 1e-9 * variances[0]:
             spanned = int((variances > 1e-9 * variances[0]).sum())
             raise W2WError(f"m = {m} is not possible: these adapters span only {spanned} directions, some are alike. Lower --m.")
-        space.components, space.spread = components, variances.sqrt().float()
-        space.explained_variance_ratio = (variances / x.var(0).double().sum()).float()
-        return space
+        self.components, self.spread = components, variances.sqrt().float()
+        self.explained_variance_ratio = (variances / total).float()
+        return self
 
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32 in prior units. Raises W2WError for another d or NaN."""
@@ -98,8 +122,7 @@ def principal_components(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(smaller_product(x))
     values, vectors = values.flip(0)[:m].clamp_min(0), vectors.flip(1)[:, :m].float()
     directions = vectors.T if d < n else torch.nn.functional.normalize(vectors.T @ x)
-    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return values / (n - 1), directions * torch.where(largest < 0, -1.0, 1.0)
+    return values / (n - 1), signed(directions)
 
 
 def smaller_product(x: Tensor) -> Tensor:
