@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from w2wpp.docs import BEGIN, END, with_table1
+from w2wpp.docs import filled, table1_text, tuning_text
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
 from w2wpp.report import table1_rows, write_report
@@ -31,19 +31,30 @@ def test_table_shows_errors_counts_and_gaps() -> None:
     assert pca == ["inversion", "pca", "128", "0.46 ± 0.02", "", "0.09 ± 0.01", "80", "0", "4,000", "12.3"]
 
 
-def test_readme_changes_only_between_the_markers_and_twice_is_once() -> None:
-    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    once = with_table1(readme, TABLE1)
-    assert once.startswith(f"before\n{BEGIN}\n| method") and once.endswith(f"{END}\nafter\n")
+def test_a_page_changes_only_between_the_markers_and_twice_is_once() -> None:
+    begin, end = "<!-- table1:begin -->", "<!-- table1:end -->"
+    text = table1_text(TABLE1)
+    assert text.startswith("| method") and "`w2w evaluate faces`" in text
+    once = filled(f"before\n{begin}\nold\n{end}\nafter\n", "table1", text)
+    assert once.startswith(f"before\n{begin}\n| method") and once.endswith(f"{end}\nafter\n")
     assert "old" not in once
-    assert with_table1(once, TABLE1) == once
+    assert filled(once, "table1", text) == once
     with pytest.raises(W2WError, match="has no"):
-        with_table1("no markers", TABLE1)
+        filled("no markers", "table1", text)
 
 
-def test_the_repositorys_readme_has_the_markers() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert readme.count(BEGIN) == readme.count(END) == 1
+def test_the_tuning_table_says_what_was_tried() -> None:
+    options = {"targets": ["to_q"], "alpha": 9.0, "lr": 0.02, "steps": 60, "batch": 2, "prior_batch": 1, "prior_weight": 0.25}
+    row = {"id": 0.2146, "se": 0.021, "others": 0.1, "missed": 3.0, "d": 3200.0, "options": options}
+    text = tuning_text({"command": "python tune", "people": 24, "pictures": 4, "rows": [row]})
+    assert "| to_q | 3,200 | 9 | 0.02 | 60 x (2 + 1) | 0.25 | 0.215 ± 0.021 | 0.100 | 3 of 96 |" in text
+
+
+@pytest.mark.parametrize(("page", "names"), [("README.md", ["table1"]), ("docs/results.md", ["val", "tuning"])])
+def test_the_repositorys_pages_have_the_markers(page: str, names: list[str]) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    for name in names:
+        assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
 
 
 def test_report_escapes_text_and_embeds_pictures(tmp_path: Path) -> None:

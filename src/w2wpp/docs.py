@@ -1,7 +1,8 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
-Table 1 goes into README.md, between its markers, from docs/results/table1.json; the newest demo's pictures go to
-docs/pictures (generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
+Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, and table 1 of the
+val split, the tuning of the adapters and the benchmarks into docs/results.md. The newest demo's pictures go to docs/pictures
+(generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
 """
 
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from w2wpp.images import read_image, write_image
 from w2wpp.report import table1_rows
 from w2wpp.runs import newest
 
-BEGIN, END = "<!-- table1:begin -->", "<!-- table1:end -->"
 TABLE1 = Path("docs/results/table1.json")
-README = Path("README.md")
+VAL = Path("docs/results/val.json")
+TUNING = Path("benchmarks/results/tune_adapters.json")
+README, RESULTS = Path("README.md"), Path("docs/results.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
@@ -35,14 +37,34 @@ def markdown(table: Mapping[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def with_table1(readme: str, table1: Mapping[str, Any]) -> str:
-    """`readme` with the text between its markers replaced by table 1. Raises W2WError without the markers."""
-    if BEGIN not in readme or END not in readme:
-        raise W2WError(f"the README has no {BEGIN} and {END}. Put both where the table belongs.")
-    before, rest = readme.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+def filled(page: str, name: str, text: str) -> str:
+    """`page` with what stands between the markers of `name` replaced by `text`. Raises W2WError without the markers."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in page or end not in page:
+        raise W2WError(f"the page has no {begin} and {end}. Put both where {name} belongs.")
+    before, rest = page.split(begin, 1)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
+
+
+def table1_text(table1: Mapping[str, Any]) -> str:
+    """Table 1 as Markdown, and under it how it was made."""
     caption = f"`{table1['command']}`, {table1['split']} split, seed {table1['seed']}; mean ± standard error over people."
-    return f"{before}{BEGIN}\n{markdown(table1_rows(table1))}\n\n{caption}\n{END}{after}"
+    return f"{markdown(table1_rows(table1))}\n\n{caption}"
+
+
+def tuning_text(tuning: Mapping[str, Any]) -> str:
+    """What was tried for the adapters, a line a set of options, as Markdown."""
+    head = ["targets", "d", "alpha", "lr", "steps x (photos + prior)", "prior weight", "ID, unseen photos", "ID, other people", "no face"]
+    pictures = tuning["people"] * tuning["pictures"]
+    rows = []
+    for row in tuning["rows"]:
+        o = row["options"]
+        work = f"{o['steps']} x ({o['batch']} + {o['prior_batch']})"
+        found = [f"{row['id']:.3f} ± {row['se']:.3f}", f"{row['others']:.3f}", f"{row['missed']:.0f} of {pictures}"]
+        rows.append(
+            [", ".join(o["targets"]), f"{row['d']:,.0f}", f"{o['alpha']:g}", f"{o['lr']:g}", work, f"{o['prior_weight']:g}", *found]
+        )
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{tuning['command']}`, {tuning['people']} people."
 
 
 def demo_pictures(runs: Path, out: Path) -> list[Path]:
@@ -63,7 +85,12 @@ def base_curves(training: Path, out: Path) -> Path:
 
 if __name__ == "__main__":
     made = [*demo_pictures(Path("runs"), PICTURES), base_curves(ASSETS / "tiny_faces" / "training.json", PICTURES / "base-loss.svg")]
-    if TABLE1.exists():
-        write_text(README, with_table1(README.read_text(encoding="utf-8"), read_json(TABLE1)))
-        made.append(README)
+    for page, name, source, text in (
+        (README, "table1", TABLE1, table1_text),
+        (RESULTS, "val", VAL, table1_text),
+        (RESULTS, "tuning", TUNING, tuning_text),
+    ):
+        if source.exists():
+            write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
+            made.append(page)
     print(*made, sep="\n")
