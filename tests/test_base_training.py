@@ -89,6 +89,9 @@ def interrupt(line):
 def test_a_checkpoint_of_another_base_is_refused(faces, tmp_path):
     train_base(faces, tmp_path / "out", OPTIONS, device="cpu")
     other = replace(OPTIONS, sizes=replace(SIZES, autoencoder_width=16))
+    with pytest.raises(W2WError, match=r"begun with other options \(sizes"):
+        train_base(faces, tmp_path / "out", other, device="cpu")
+    (tmp_path / "out" / "options.json").unlink()
     with pytest.raises(W2WError, match="does not fit this training"):
         train_base(faces, tmp_path / "out", other, device="cpu")
 

@@ -37,6 +37,11 @@ class AdapterOptions:
     final_lr: float = 1.0  # the rate falls along a half cosine to this fraction of itself
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.alpha > 0 and self.prior_weight >= 0):
+            found = f"lr {self.lr:g}, alpha {self.alpha:g}, prior weight {self.prior_weight:g}"
+            raise W2WError(f"adapters cannot be trained with {found}. lr and alpha must be above 0, the prior weight at least 0.")
+
     def layout_of(self, base: BaseModel) -> Layout:
         """Where these adapters sit in a base."""
         return Layout.of(base.pipeline.unet, rank=self.rank, alpha=self.alpha, targets=self.targets)

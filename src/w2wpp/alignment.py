@@ -75,9 +75,15 @@ class AlignedFaces:
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a faces folder's index; a last line cut short by a kill is left out."""
+    """The lines of a faces folder's index; a last line cut short by a kill is left out.
+
+    Raises W2WError if another line is no JSON.
+    """
     lines = (folder / INDEX).read_text(encoding="utf-8").splitlines(keepends=True) if (folder / INDEX).is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise W2WError(f"{folder / INDEX} is damaged ({error}). Delete it and align the photos again.") from error
 
 
 def read_labels(path: str | Path) -> dict[str, dict[str, str]]:

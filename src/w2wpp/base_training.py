@@ -1,6 +1,7 @@
 """Make a base model from aligned faces: how `tiny-faces` was made. Autoencoder first, then UNet and text encoder."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from w2wpp.base_model import pick_device, scaled_latents
 from w2wpp.captions import full_name
 from w2wpp.denoiser_training import Captioned, DenoiserOptions, train_denoiser
 from w2wpp.descriptors import describe_faces
+from w2wpp.errors import W2WError
 from w2wpp.files import read_json, write_json, write_tensors
 from w2wpp.images import batches
 
@@ -41,12 +43,15 @@ def train_base(
     portraits: the same people aligned larger (128 pixels describe a face better than 64); `faces` unless given.
     Goes on where it was interrupted: each stage keeps its checkpoint under `out`. `out/training.json` holds the
     options and the loss curves.
+    Raises W2WError if `out` was begun with other options.
     """
     out, picked = Path(out), pick_device(device)
+    _keep_options(out / "options.json", options)
     people = faces.of_split(options.split)
     pipeline = build_pipeline(options.sizes, [full_name(person) for person in people], options.seed)
     pipeline.to(picked)
     pixels, owners = _pixels(faces, people)
+    # Lines of steps after the last checkpoint come again when a training goes on: the later ones count.
     curves = {"autoencoder": out / "autoencoder.jsonl", "denoiser": out / "denoiser.jsonl"}
     train_autoencoder(pipeline.vae, pixels, options.autoencoder, out / "autoencoder.pt", _logger(curves["autoencoder"]))
 
@@ -64,7 +69,7 @@ def train_base(
         _logger(curves["denoiser"]),
     )
     save_pipeline(pipeline, out / "pipeline")
-    history = {stage: [json.loads(line) for line in path.read_text().splitlines()] for stage, path in curves.items()}
+    history = {stage: list({line["step"]: line for line in map(json.loads, path.open())}.values()) for stage, path in curves.items()}
     write_json(out / "training.json", {"options": asdict(options), "people": len(people), "photos": len(pixels), "curves": history})
     return out / "pipeline"
 
@@ -73,10 +78,22 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Save in float16, in a form that `StableDiffusionPipeline.from_pretrained(folder)` runs on a CPU as it is."""
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.to(torch.float16)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    pipeline.save_pretrained(aside, safe_serialization=True)
     # transformers would load the text encoder in the precision on disk while diffusers loads the rest in float32.
-    config = read_json(folder / "text_encoder" / "config.json")
-    write_json(folder / "text_encoder" / "config.json", {**config, "dtype": "float32"})
+    config = read_json(aside / "text_encoder" / "config.json")
+    write_json(aside / "text_encoder" / "config.json", {**config, "dtype": "float32"})
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _keep_options(path: Path, options: BaseTraining) -> None:
+    given = json.loads(json.dumps(asdict(options)))
+    if path.exists() and (begun := read_json(path)) != given:
+        changed = ", ".join(key for key in given if begun.get(key) != given[key])
+        raise W2WError(f"{path.parent} was begun with other options ({changed}; {path.name} says which). Use those, or another --out.")
+    write_json(path, given)
 
 
 def _pixels(faces: AlignedFaces, people: list[str]) -> tuple[Tensor, list[str]]:

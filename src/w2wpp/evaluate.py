@@ -26,6 +26,7 @@ from w2wpp.methods import Method, Subject, Table1Options, methods
 from w2wpp.progress import track
 from w2wpp.runs import command_line, resolved, versions
 from w2wpp.seeds import generator
+from w2wpp.spaces.base import Adapters
 from w2wpp.weights import WeightDataset
 
 Embedding = NDArray[Any] | None  # a unit vector; None where no face was found
@@ -135,13 +136,17 @@ def table1(
     options = options or Table1Options()
     adapters = _adapter_options(dataset)
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
+    if options.ms:  # now, and not hours later
+        Adapters.of(dataset).check_m(max(options.ms))
     sitters = Sitters.of(faces, split, judge, options.min_photos)
     people = [subject.person for subject in sitters.subjects]
     known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))
     if known:
         raise W2WError(f"the dataset holds adapters of {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
     about = {"split": split, "base": base.source, "seed": seed}
-    settings = resolved({"base_id": base.id, "n_adapters": len(dataset), "adapters": adapters, "table": options})
+    settings = resolved(
+        {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}
+    )
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
     rows = []

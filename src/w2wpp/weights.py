@@ -109,6 +109,14 @@ class WeightDataset:
         """Numbers an adapter."""
         return self.layout.d
 
+    @property
+    def fingerprint(self) -> str:
+        """Which rows these are: 16 hex digits over ids and checksums. A copy of the dataset has the same."""
+        digest = hashlib.sha256(json.dumps([self.base_id, self.ids]).encode())
+        for shard in self._shards:
+            digest.update(shard["sha256"].encode())
+        return digest.hexdigest()[:16]
+
     def check(self, layout: Layout, base_id: str, who: str) -> None:
         """Raise W2WError unless adapters of `who` could stand in this dataset."""
         self.layout.check_same(layout, str(self.folder), who)

@@ -101,6 +101,8 @@ def base_show(
 
     With --faces, also how good it is: faces found in its pictures, identity kept by the autoencoder, and by names.
     """
+    if sheet and not faces:
+        raise W2WError(f"--sheet {sheet} holds the pictures that were measured, and nothing is without --faces. Give --faces.")
     model = w2w.BaseModel.load(base, device)
     parameters = {name: sum(p.numel() for p in getattr(model.pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")}
     vocabulary = sorted(model.pipeline.tokenizer.get_vocab())

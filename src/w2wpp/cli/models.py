@@ -180,6 +180,8 @@ def pick_adapter(
     """
     if sum(thing is not None for thing in (points, adapter, dataset)) > 1:
         raise W2WError("more than one of --points, --adapter and --dataset was given. Name one.")
+    if space and not points:
+        raise W2WError(f"--space {space} was given without a point in it. Give --points.")
     if points:
         if not space:
             raise W2WError(f"{points} needs the space that it lies in. Give --space.")

@@ -29,6 +29,11 @@ class InversionOptions:
     group: int = 32  # people that share each forward pass
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.prior_weight >= 0):
+            found = f"lr {self.lr:g} and prior weight {self.prior_weight:g}"
+            raise W2WError(f"a photo cannot be inverted with {found}. lr must be above 0, the prior weight at least 0.")
+
 
 @dataclass(frozen=True)
 class Inverted:
