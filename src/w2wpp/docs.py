@@ -1,7 +1,7 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
-Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, and table 1 of the
-val split, the tuning of the adapters and the benchmarks into docs/results.md. The newest demo's pictures go to docs/pictures
+Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, the tuning of the
+adapters into docs/results.md. The newest demo's pictures go to docs/pictures
 (generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
 """
 
@@ -18,7 +18,6 @@ from w2wpp.report import table1_rows
 from w2wpp.runs import newest
 
 TABLE1 = Path("docs/results/table1.json")
-VAL = Path("docs/results/val.json")
 TUNING = Path("benchmarks/results/tune_adapters.json")
 README, RESULTS = Path("README.md"), Path("docs/results.md")
 PICTURES = Path("docs/pictures")
@@ -87,7 +86,6 @@ if __name__ == "__main__":
     made = [*demo_pictures(Path("runs"), PICTURES), base_curves(ASSETS / "tiny_faces" / "training.json", PICTURES / "base-loss.svg")]
     for page, name, source, text in (
         (README, "table1", TABLE1, table1_text),
-        (RESULTS, "val", VAL, table1_text),
         (RESULTS, "tuning", TUNING, tuning_text),
     ):
         if source.exists():
