@@ -16,7 +16,7 @@ from w2wpp.photo import draws_grey, grey, ready_mask, ready_photo
 def grey_base(pico: Path) -> BaseModel:
     """A pico pipeline whose decoder gives all three channels the same values, as one trained on grey photos does."""
     base = BaseModel.load(pico, device="cpu")
-    last = base.pipeline.vae.decoder.conv_out
+    last = base.pipeline.vae.decoder.layers[-1]
     with torch.no_grad():
         last.weight.copy_(last.weight.mean(0, keepdim=True).expand_as(last.weight))
         last.bias.copy_(last.bias.mean().expand_as(last.bias))

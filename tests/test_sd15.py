@@ -1,9 +1,12 @@
 """Stable Diffusion 1.5 is the same code: its UNet, without weights, has the paper's layout."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
+from w2wpp.base_model import BaseModel
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
 
@@ -55,3 +58,25 @@ def test_layout_survives_json_and_tells_ranks_apart(sd15_layout: Layout) -> None
     assert rank_2.d == 2 * sd15_layout.d
     with pytest.raises(W2WError, match=r"expects 99,648 weights \(rank 1\); adapters has 199,296 \(rank 2\)"):
         sd15_layout.check_same(rank_2, "space", "adapters")
+
+
+def test_a_pipeline_with_stable_diffusions_autoencoder_encodes_to_the_posteriors_mean(pico: Path, tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(pico, safety_checker=None)
+    pipeline.register_modules(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=0.5,
+        )
+    )
+    pipeline.save_pretrained(tmp_path / "base")
+    base = BaseModel.load(tmp_path / "base", device="cpu")
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean = base.pipeline.vae.encode(pixels).latent_dist.mean
+    torch.testing.assert_close(base.encode_images(pixels), 0.5 * mean)
+    assert base.generate("photo of a person", [0], steps=2)[0].shape == (16, 16, 3)

@@ -36,7 +36,7 @@ def ready_photo(photo: str | Path | Image, base: BaseModel, *, align_face: bool 
 def ready_mask(path: str | Path, base: BaseModel) -> torch.Tensor:
     """A black and white picture over the aligned photo (white: look here) -> [1, 1, h, w] float32 in 0..1, on the latents."""
     mask = PILImage.fromarray(read_image(path)).convert("L").resize((base.latent_shape[2], base.latent_shape[1]), PILImage.Resampling.BOX)
-    values = torch.from_numpy(np.asarray(mask)).float() / 255
+    values = torch.from_numpy(np.array(mask)).float() / 255
     if not values.any():
         raise W2WError(f"mask {path} is black all over. Paint white what the inversion should look at.")
     return values[None, None]
