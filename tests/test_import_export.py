@@ -17,6 +17,7 @@ from w2wpp.formats.gauge import canonical, to_weights
 from w2wpp.formats.lora_file import read_lora
 from w2wpp.formats.peft import write_peft
 from w2wpp.formats.single_file import write_diffusers, write_kohya
+from w2wpp.importing import layout_of
 from w2wpp.layout import Layout
 from w2wpp.lora import adapted
 from w2wpp.weights import WeightDataset
@@ -131,6 +132,15 @@ def test_files_of_many_tools_ranks_and_alphas_become_rows(w2w: Command, pico: Pa
     assert w2w(*words).json()["imported"] == 0  # again: all are there
     narrow = w2w(*words[:3], tmp_path / "narrow", *words[4:], "--rank", 1).json()
     assert 0.1 < narrow["worst_rank_error"]["error"] < 1
+
+
+@pytest.mark.parametrize("targets", [("to_q", "to_out.0"), ("attn1.to_out.0", "attn2.to_k")])
+def test_a_layout_is_named_by_the_fewest_words_that_say_it(base: BaseModel, targets: tuple[str, ...]) -> None:
+    wanted = Layout.of(base.pipeline.unet, rank=2, alpha=4.0, targets=targets)
+    found = layout_of(base.pipeline.unet, set(wanted.modules), 2, 4.0)
+    assert found.matrices == wanted.matrices and set(found.targets) == set(targets)
+    one = layout_of(base.pipeline.unet, {wanted.modules[0]}, 2, 4.0)
+    assert one.modules == wanted.modules[:1]
 
 
 def test_a_published_folder_is_read_column_by_its_name(w2w: Command, pico: Path, base: BaseModel, layout: Layout, tmp_path: Path) -> None:

@@ -66,10 +66,16 @@ def layout_of(unet: nn.Module, layers: set[str], rank: int, alpha: float) -> Lay
 
     Raises W2WError if one is not a linear layer of the UNet.
     """
-    short = tuple(sorted({layer.rsplit(".", 1)[-1] if not layer.endswith(".0") else layer.rsplit(".", 2)[-2] + ".0" for layer in layers}))
-    layout = Layout.of(unet, rank=rank, alpha=alpha, targets=short)
-    if set(layout.modules) != layers:
-        layout = Layout.of(unet, rank=rank, alpha=alpha, targets=tuple(sorted(layers)))
-    if set(layout.modules) != layers:
-        raise W2WError(f"layer {min(layers - set(layout.modules))} is not a linear layer of this base. Give the adapters' --base.")
-    return layout
+    for words in (1, 2, None):  # to_k; attn2.to_k; the whole name
+        targets = tuple(sorted({_ending(layer, words) for layer in layers}))
+        layout = Layout.of(unet, rank=rank, alpha=alpha, targets=targets)
+        if set(layout.modules) == layers:
+            return layout
+    raise W2WError(f"layer {min(layers - set(layout.modules))} is not a linear layer of this base. Give the adapters' --base.")
+
+
+def _ending(layer: str, words: int | None) -> str:
+    """The last words of a layer's name, to_out.0 counting as one; all of it for None."""
+    if words is None:
+        return layer
+    return ".".join(layer.split(".")[-words - layer.endswith(".0") :])
