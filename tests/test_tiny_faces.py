@@ -44,7 +44,7 @@ def test_weights_belong_to_the_base_and_are_many(tiny):
     dataset.verify()
     dataset.check(options_for("tiny-faces").layout_of(tiny), tiny.id, "tiny-faces")
     info = dataset.info()
-    assert info["people"] >= 600 and info["second_adapters"] >= 150
+    assert info["people"] >= 2000 and info["second_adapters"] >= 400
     assert info["splits"] == {"train": len(dataset)}
     pairs = {name.removesuffix("#b") for name in dataset.ids if name.endswith("#b")}
     assert pairs <= set(dataset.ids)
