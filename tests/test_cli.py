@@ -26,7 +26,8 @@ from w2wpp.weights import WeightDataset
 
 Call = Callable[..., Ended]
 VERBS = {
-    "faces align", "base train", "base show", "adapters train", "dataset info", "dataset select", "dataset merge", "import",
+    "faces align", "base train", "base show", "adapters train", "dataset info", "dataset select", "dataset merge",
+    "dataset labels", "import",
     "fit pca", "fit vae", "sample", "interpolate", "reconstruct", "invert", "generate", "score", "export", "evaluate", "demo",
 }  # fmt: skip
 

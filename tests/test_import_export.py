@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from conftest import Ended
 from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
 from w2wpp.formats.gauge import canonical, to_weights
 from w2wpp.formats.lora_file import read_lora
 from w2wpp.formats.peft import write_peft
@@ -195,49 +194,11 @@ def test_pickles_are_refused_and_not_run(w2w: Command, pico: Path, layout: Layou
     assert not mark.exists() and not (tmp_path / "data").exists()
 
 
-def malformed(good: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Files with one thing wrong, for every key of a good one."""
-    files = []
-    for key, tensor in good.items():
-        rest = {other: value for other, value in good.items() if other != key}
-        factor = tensor.dim() == 2
-        files.append({**rest, key: torch.full_like(tensor, float("nan"))})
-        files.append({**rest, key + "s": tensor})
-        files.append({**rest, "../" + key: tensor})
-        if factor:
-            files.append(rest)
-            files.append({**rest, key: tensor[:, :-1].contiguous() if tensor.shape[1] > 1 else tensor.repeat(1, 2)})
-            files.append({**rest, key: tensor[None].contiguous()})
-        else:
-            files.append({**rest, key: torch.ones(2)})
-    files.append({})
-    files.append({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)})
-    files.append({**good, "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(1, 4)})
-    return files
-
-
-def test_malformed_files_are_refused_by_name_and_leave_the_dataset_alone(base: BaseModel, layout: Layout, tmp_path: Path) -> None:
-    weights = torch.randn(layout.d, generator=torch.Generator().manual_seed(0))
+def test_half_precision_is_read(base: BaseModel, layout: Layout, weights: torch.Tensor, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     write_kohya(path, layout, weights)
-    good = {key: value.clone() for key, value in load_file(path).items()}
-    cases = malformed(good)
-    assert len(cases) >= 100
-    for tensors in cases:
-        save_file(tensors, path)
-        with pytest.raises(W2WError) as refused:
-            read_lora(path, base.pipeline.unet)
-        assert "lora.safetensors" in str(refused.value) and "\n" not in str(refused.value)
-    whole = tmp_path / "whole.safetensors"
-    write_kohya(whole, layout, weights)
-    data = whole.read_bytes()
-    for size in (0, 7, 8, 100, len(data) // 2, len(data) - 1):
-        path.write_bytes(data[:size])
-        with pytest.raises(W2WError, match="whole safetensors file"):
-            read_lora(path, base.pipeline.unet)
-    path.write_bytes((2**62).to_bytes(8, "little") + data[8:])  # a header that would fill the memory
-    with pytest.raises(W2WError, match="whole safetensors file"):
-        read_lora(path, base.pipeline.unet)
-    # Whole precision, integers: a wrong type is read as numbers, which they are.
-    save_file({key: value.half() for key, value in good.items()}, path)
-    assert read_lora(path, base.pipeline.unet).rank == layout.rank
+    save_file({key: value.half() for key, value in load_file(path).items()}, path)
+    lora = read_lora(path, base.pipeline.unet)
+    assert lora.rank == layout.rank
+    for layer, down in lora.down.items():
+        assert torch.equal(down, layout.unflatten(weights)[f"{layer}.lora_A.weight"].half().float())

@@ -90,13 +90,13 @@ def test_another_kind_of_adapter_is_one_clear_line(folder: Path, changes: dict[s
 def test_damaged_tensors_are_one_clear_line(folder: Path, layout: Layout) -> None:
     name = "base_model.model." + layout.matrices[0].name
     edit_tensors(folder, **{name: torch.full(layout.matrices[0].shape, torch.nan)})
-    with pytest.raises(W2WError, match="weights that are not numbers"):
+    with pytest.raises(W2WError, match="not finite"):
         read_peft(folder)
     edit_tensors(folder, **{name.replace("lora_A", "lora_magnitude"): torch.zeros(1)})
     with pytest.raises(W2WError, match="has the key"):
         read_peft(folder)
     (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-40])
-    with pytest.raises(W2WError, match="cut short"):
+    with pytest.raises(W2WError, match="whole safetensors file"):
         read_peft(folder)
     (folder / TENSORS).unlink()
     with pytest.raises(W2WError, match="cannot read"):

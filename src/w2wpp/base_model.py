@@ -63,6 +63,10 @@ class BaseModel:
         dtype = dtype or (torch.float16 if picked.type == "cuda" else torch.float32)
         path = TINY_FACES if str(source) == "tiny-faces" else source
         try:
+            described = StableDiffusionPipeline.load_config(str(path))
+            if described.get("transformer") or described.get("text_encoder_2"):
+                kind = described.get("_class_name")
+                raise ValueError(f"it is a {kind}; only `w2w import` and `w2w export` work on it, the rest needs Stable Diffusion 1 or 2.")
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(path), dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
@@ -79,18 +83,8 @@ class BaseModel:
 
     @cached_property
     def id(self) -> str:
-        """Which base this is: 16 hex digits over a fixed sample of every parameter of the UNet, and `IDENTITY` of its configuration.
-
-        Values are rounded to float16 first, so that the same weights saved in half precision keep their identity.
-        """
-        unet = self.pipeline.unet
-        shape = {key: unet.config.get(key) for key in IDENTITY}
-        digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(unet.named_parameters()):
-            sample = parameter.detach().flatten()
-            sample = sample[:: max(1, sample.numel() // 64)].to("cpu", torch.float16)
-            digest.update(name.encode() + str(tuple(parameter.shape)).encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Which base this is."""
+        return identity(self.pipeline.unet)
 
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
@@ -228,6 +222,20 @@ class BaseModel:
             return run(x)
         with adapted(self.pipeline.unet, layout, weights):
             return run(x)
+
+
+def identity(denoiser: Any) -> str:
+    """Which weights a denoiser has: 16 hex digits over a fixed sample of every parameter, and `IDENTITY` of its configuration.
+
+    Values are rounded to float16 first, so that the same weights saved in half precision keep their identity.
+    """
+    shape = {key: denoiser.config.get(key) for key in IDENTITY}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(denoiser.named_parameters()):
+        sample = parameter.detach().flatten()
+        sample = sample[:: max(1, sample.numel() // 64)].to("cpu", torch.float16)
+        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def denoising_loss(

@@ -66,7 +66,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise W2WError(f"cannot read {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, or brackets without end
         raise W2WError(f"{path} is not readable JSON ({error}). Was it cut short?") from error
 
 

@@ -7,17 +7,18 @@ import torch
 from torch import nn
 
 from w2wpp.alignment import read_labels
-from w2wpp.base_model import BaseModel
+from w2wpp.denoiser import Denoiser
 from w2wpp.errors import W2WError
 from w2wpp.formats.gauge import to_weights
 from w2wpp.formats.lora_file import layers_of, list_loras, read_lora
 from w2wpp.layout import Layout
 from w2wpp.progress import track
+from w2wpp.shards import rows_within
 from w2wpp.weights import WeightDataset
 
 
 def import_loras(
-    base: BaseModel,
+    base: Denoiser,
     source: str | Path,
     out: str | Path,
     *,
@@ -25,17 +26,17 @@ def import_loras(
     alpha: float | None = None,
     drop_text_encoder: bool = False,
     labels: str | Path | None = None,
-    rows: int = 256,
+    memory: float = 2.0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Import every LoRA under `source` as rows of the dataset `out`; returns the dataset's info and the errors of a smaller rank.
 
     rank: of the rows; the largest among the files unless given. alpha: of the rows; the rank (scale 1) unless given.
-    labels: a csv whose column `file` holds paths relative to `source`. rows: adapters a shard, and held in memory.
+    labels: a csv whose column `file` holds paths relative to `source`. memory: GiB that rows may take at a time.
     The files are all checked before the first row is written; those already in `out` are left alone.
     Raises W2WError at the first file that is no whole LoRA of this base.
     """
-    source, unet = Path(source), base.pipeline.unet
+    source, unet = Path(source), base.module
     files = list_loras(source)
     ids = {file: file.relative_to(source).with_suffix("").as_posix() if file != source else file.stem for file in files}
     known = read_labels(labels) if labels else {}
@@ -50,6 +51,7 @@ def import_loras(
     dataset = WeightDataset.open_or_create(out, layout, base.id, {"base": base.source, "imported": {"rank": rank, "gauge": "svd"}})
     have, errors = set(dataset.ids), {}
     todo = [file for file in files if ids[file] not in have]
+    rows = min(256, rows_within(memory, layout.d))
     for group in track([todo[i : i + rows] for i in range(0, len(todo), rows)], f"import {rows} at a time"):
         weights = []
         for file in group:

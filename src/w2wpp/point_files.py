@@ -1,7 +1,8 @@
 """Files of points: `points.safetensors` holds z and ids, and says which space the points lie in."""
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ PROBES = 8
 
 def save_points(path: str | Path, z: Tensor, ids: Sequence[str], space: Space) -> None:
     """Write points z [n, m] of a space, with an id each."""
+    z = z.float().cpu().contiguous()
     about = {"format": FORMAT, "kind": space.kind, "base_id": space.base_id, "layout": space.layout.to_json(), "ids": json.dumps(list(ids))}
-    write_tensors(path, {"z": z.float(), "fingerprint": fingerprint(space)}, about)
+    about["crc32"] = _checksum(about, z)
+    write_tensors(path, {"z": z, "fingerprint": fingerprint(space)}, about)
 
 
 def load_points(path: str | Path, space: Space) -> tuple[Tensor, list[str]]:
@@ -37,8 +40,11 @@ def load_points(path: str | Path, space: Space) -> tuple[Tensor, list[str]]:
             z, there = file.get_tensor("z"), file.get_tensor("fingerprint")
     except (OSError, SafetensorError) as error:
         raise W2WError(f"cannot read points {path}: {error}. Was it cut short?") from error
+    # Files of the first version have no checksum.
+    if about.get("crc32", _checksum(about, z)) != _checksum(about, z):
+        raise W2WError(f"points {path} were altered: their checksum differs. Take them from a copy, or make them again.")
     space.check(Layout.from_json(about["layout"]), about["base_id"], f"points {path}")
-    if (about["kind"], z.shape[1]) != (space.kind, space.m) or not _alike(there, fingerprint(space)):
+    if (about["kind"], z.shape[1]) != (space.kind, space.m) or not alike(there, fingerprint(space)):
         found, given = f"{about['kind']}, m = {z.shape[1]}", f"{space.kind}, m = {space.m}"
         raise W2WError(
             f"points {path} were made in another space ({found}) than the one given ({given}). Give the space they were made in."
@@ -59,5 +65,11 @@ def fingerprint(space: Space) -> Tensor:
     return (weights[1:] - weights[0]) @ along
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _checksum(about: Mapping[str, str], z: Tensor) -> str:
+    """Of what the header says and of every number."""
+    said = {key: value for key, value in about.items() if key != "crc32"}
+    return str(zlib.crc32(z.numpy().tobytes(), zlib.crc32(json.dumps(said, sort_keys=True).encode())))
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=1e-3 * float(a.abs().max()))

@@ -1,25 +1,23 @@
 """The weight dataset: thousands of adapters as rows of one table `weights [n, d]`, read without loading all of it.
 
 A folder: `dataset.json` (layout, base, how the adapters were made), `shards/NNNNNN.safetensors` (tensor `weights`),
-and `manifest.jsonl`, a line a shard with its rows' ids, labels and checksums and its own checksum. A shard is written
-aside, synced and renamed before its line is appended, so a killed writer leaves the dataset as it was. Writers take
-turns by a lock on the folder, and each sees what the others added before it adds.
+and `manifest.jsonl`, a line a shard with its rows' ids, labels and checksums and its own checksum; a line may also set
+labels anew. A shard is written aside, synced and renamed before its line is appended, so a killed writer leaves the
+dataset as it was. Writers take turns by a lock on the folder, and each sees what the others added before it adds.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import zlib
+import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from w2wpp.base_model import ASSETS
@@ -27,8 +25,11 @@ from w2wpp.errors import W2WError
 from w2wpp.files import read_json, write_json, write_tensors
 from w2wpp.images import batches
 from w2wpp.layout import Layout
+from w2wpp.manifest import Manifest, sealed, unsealed
+from w2wpp.shards import PRECISIONS, OpenShard, row_sums, sha256, stretches
 
 FORMAT = "w2wpp-weights-1"
+SHARD = re.compile(r"shards/\d{6,}\.safetensors")
 Labels = dict[str, Any]
 
 
@@ -43,6 +44,10 @@ class WeightDataset:
     ids: list[str] = field(default_factory=list, repr=False)
     labels: list[Labels] = field(default_factory=list, repr=False)
     _shards: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    _positions: dict[str, int] = field(default_factory=dict, repr=False)  # of each id
+
+    def __post_init__(self) -> None:
+        self._manifest = Manifest(self.folder / "manifest.jsonl")
 
     @classmethod
     def create(cls, folder: str | Path, layout: Layout, base_id: str, meta: Mapping[str, Any] | None = None) -> "WeightDataset":
@@ -51,12 +56,12 @@ class WeightDataset:
         if (folder / "dataset.json").exists():
             raise W2WError(f"{folder} holds a weight dataset already. Choose another folder.")
         described = {"format": FORMAT, "base_id": base_id, "layout": json.loads(layout.to_json()), "meta": dict(meta or {})}
-        write_json(folder / "dataset.json", described)
+        write_json(folder / "dataset.json", sealed(described))
         return cls(folder, layout, base_id, dict(meta or {}))
 
     @classmethod
     def open(cls, folder: str | Path) -> "WeightDataset":
-        """Open a dataset folder, or `tiny-faces`, the embedded one. Raises W2WError if it is none.
+        """Open a dataset folder, or `tiny-faces`, the embedded one. Raises W2WError if it is none, or was altered.
 
         A last manifest line that a kill cut short is left out; so are shards that no line names.
         """
@@ -67,22 +72,15 @@ class WeightDataset:
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise W2WError(f"{folder}/dataset.json is not of format {FORMAT}.")
         try:
+            described = unsealed(described)
             layout = Layout.from_json(json.dumps(described["layout"]))
             dataset = cls(folder, layout, described["base_id"], described["meta"])
         except KeyError as error:
             raise W2WError(f"{folder}/dataset.json lacks {error}. Was it written by w2w?") from error
+        except ValueError as error:
+            raise W2WError(f"{folder}/dataset.json was altered ({error}). Take it from a copy.") from error
         dataset.refresh()
         return dataset
-
-    def refresh(self) -> None:
-        """Take in what other writers added since this dataset was opened. Raises W2WError if the manifest is damaged."""
-        try:
-            for line in self._manifest_lines()[len(self._shards) :]:
-                self._take(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise W2WError(
-                f"{self.folder}/manifest.jsonl is damaged at shard {len(self._shards)} ({error}). Take it from a copy."
-            ) from error
 
     @classmethod
     def open_or_create(cls, folder: str | Path, layout: Layout, base_id: str, meta: Mapping[str, Any]) -> "WeightDataset":
@@ -101,6 +99,14 @@ class WeightDataset:
             raise W2WError(f"{folder} was made with {keys[0]} {found}, not {expected}. Use the same options, or another folder.")
         return dataset
 
+    def refresh(self) -> None:
+        """Take in what other writers added since this dataset was opened. Raises W2WError if the manifest is damaged."""
+        try:
+            for line in self._manifest.new_lines():
+                self._take(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise W2WError(f"{self._manifest.path} is damaged at shard {len(self._shards)} ({error!r}). Take it from a copy.") from error
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -108,6 +114,11 @@ class WeightDataset:
     def d(self) -> int:
         """Numbers an adapter."""
         return self.layout.d
+
+    @property
+    def dtypes(self) -> set[str]:
+        """The precisions that rows are kept in: float32, float16, bfloat16."""
+        return {shard["dtype"] for shard in self._shards}
 
     @property
     def fingerprint(self) -> str:
@@ -128,27 +139,52 @@ class WeightDataset:
     ) -> None:
         """Add rows [n, d] as one shard, kept in `dtype`. The dataset has all of them afterwards, or none.
 
-        Raises W2WError for another d, NaN or infinite weights, or an id that is already there.
+        Raises W2WError for another d, NaN or infinite weights, an id that is already there or no text, or labels that
+        JSON cannot hold.
         """
         labels = list(labels or [{} for _ in ids])
         if not len(weights) == len(ids) == len(labels):
             raise W2WError(f"{len(weights)} rows of weights for {len(ids)} ids and {len(labels)} labels; they must be as many.")
         self.layout.check_width(weights.shape[-1], f"row {ids[0]}" if ids else "nothing")
+        for name, label in zip(ids, labels, strict=True):
+            _check_writable(name, label)
         kept = weights.detach().to("cpu", dtype)
         bad = (~torch.isfinite(kept)).any(1)
         if bad.any():
             raise W2WError(f"row {ids[int(bad.nonzero()[0])]} has weights that are not numbers in {dtype}. Leave it out or train it again.")
-        sums = _row_sums(kept)
+        sums = row_sums(kept)
         rows = [{"id": name, "labels": label, "crc32": crc} for name, label, crc in zip(ids, labels, sums, strict=True)]
-        with self._turn():
+        with self._manifest.turn():
             self.refresh()
-            repeated = [name for name, count in Counter([*self.ids, *ids]).items() if count > 1]
+            repeated = [name for name in ids if name in self._positions] or [name for name, count in Counter(ids).items() if count > 1]
             if repeated:
                 raise W2WError(f"id {repeated[0]} would stand twice in {self.folder}. Give every row an id of its own.")
+            for aside in (self.folder / "shards").glob(".*"):  # of writers that were killed: nobody else writes now
+                aside.unlink()
             file = f"shards/{len(self._shards):06d}.safetensors"
             write_tensors(self.folder / file, {"weights": kept})
-            line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": _sha256(self.folder / file), "rows": rows}
-            self._append_line(json.dumps(line, ensure_ascii=False))
+            line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256(self.folder / file), "rows": rows}
+            try:
+                self._manifest.append(line)
+            except W2WError:
+                with suppress(OSError):
+                    (self.folder / file).unlink()
+                raise
+            self._take(line)
+
+    def set_labels(self, labels: Mapping[str, Labels]) -> None:
+        """Give the rows with these ids other labels, all of them anew. Either all rows change, or none.
+
+        Raises W2WError naming an id that is not there, or labels that JSON cannot hold.
+        """
+        for name, label in labels.items():
+            _check_writable(name, label)
+        with self._manifest.turn():
+            self.refresh()
+            for name in labels:
+                self.index_of(name)
+            line = {"labels": dict(labels)}
+            self._manifest.append(line)
             self._take(line)
 
     def rows(self, indices: Sequence[int] | None = None) -> Tensor:
@@ -158,15 +194,16 @@ class WeightDataset:
         """
         wanted = range(len(self)) if indices is None else indices
         out = torch.empty(len(wanted), self.d)
+        starts = [shard["start"] for shard in self._shards]
         by_shard: dict[int, list[tuple[int, int]]] = {}
         for place, index in enumerate(wanted):
             if not 0 <= index < len(self):
                 raise W2WError(f"{self.folder} has {len(self)} rows; row {index} is not there.")
-            shard, row = self._place(index)
-            by_shard.setdefault(shard, []).append((place, row))
+            shard = bisect_right(starts, index) - 1
+            by_shard.setdefault(shard, []).append((place, index - starts[shard]))
         for shard, pairs in by_shard.items():
             with self._opened(shard) as tensor:
-                for (place, row), length in _stretches(pairs):
+                for (place, row), length in stretches(pairs):
                     out[place : place + length] = tensor[row : row + length]
         return out
 
@@ -179,39 +216,33 @@ class WeightDataset:
         """Positions of the rows that carry all these labels, for example `where(split="train", half="")`."""
         return [i for i, found in enumerate(self.labels) if all(found.get(key) == value for key, value in labels.items())]
 
-    def copy_to(self, out: str | Path, indices: Sequence[int], rows: int = 512) -> "WeightDataset":
-        """Append the rows at these positions to the dataset `out`, started if need be, in shards of `rows`.
-
-        Raises W2WError if `out` is of another layout or base, or has one of the ids. This is how datasets are merged.
-        """
-        if (Path(out) / "dataset.json").exists():
-            target = WeightDataset.open(out)
-            target.check(self.layout, self.base_id, str(self.folder))
-        else:
-            target = WeightDataset.create(out, self.layout, self.base_id, self.meta)
-        dtypes = {getattr(torch, shard["dtype"]) for shard in self._shards}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-        for s in batches(len(indices), rows):
-            part = indices[s]
-            target.append(self.rows(part), [self.ids[i] for i in part], [self.labels[i] for i in part], dtype)
-        return target
-
     def index_of(self, name: str) -> int:
         """The position of a row by its id. Raises W2WError if it is not there."""
-        if name not in self.ids:
+        if name not in self._positions:
             raise W2WError(f"{self.folder} has no row {name!r}; it has {len(self)} such as {', '.join(self.ids[:3])}.")
-        return self.ids.index(name)
+        return self._positions[name]
 
     def verify(self) -> None:
-        """Read every shard again. Raises W2WError naming the rows of one whose checksum differs."""
+        """Read every shard again, piece by piece. Raises W2WError naming the rows of one whose checksum differs.
+
+        Also where shards lie there that the manifest does not name: one is what a killed writer leaves, more are not.
+        """
         for number, shard in enumerate(self._shards):
             path, rows = self.folder / shard["file"], [row["id"] for row in shard["rows"]]
-            if path.is_file() and _sha256(path) == shard["sha256"]:
+            if path.is_file() and sha256(path) == shard["sha256"]:
                 continue
             damaged = self._damaged_rows(number)
             if damaged:
                 raise W2WError(f"{path} is damaged: row {', '.join(damaged)} cannot be trusted, the others can. Train it again.")
             raise W2WError(f"{path} is damaged: rows {rows[0]} to {rows[-1]} ({len(rows)}) cannot be trusted. Train them again.")
+        unlisted = self.unlisted()
+        if len(unlisted) > 1:
+            raise W2WError(f"{self._manifest.path} names {len(self._shards)} shards, and {', '.join(unlisted)} lie there too. Was it cut?")
+
+    def unlisted(self) -> list[str]:
+        """Shards that no line of the manifest names, sorted: what a kill left, or of a manifest that was cut short."""
+        named = {Path(shard["file"]).name for shard in self._shards}
+        return sorted({path.name for path in (self.folder / "shards").glob("*.safetensors")} - named)
 
     def _damaged_rows(self, shard: int) -> list[str]:
         """The ids of the rows of a damaged shard whose numbers changed; none where more than numbers is damaged."""
@@ -220,21 +251,14 @@ class WeightDataset:
             return []
         try:
             with self._opened(shard) as tensor:
-                found = _row_sums(tensor[:])
+                return [row["id"] for i, row in enumerate(rows) if row["crc32"] != row_sums(tensor[i : i + 1])[0]]
         except W2WError:
             return []
-        return [row["id"] for row, crc in zip(rows, found, strict=True) if row["crc32"] != crc]
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the folder's lock, which the system drops when a process dies."""
-        with (self.folder / ".lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def info(self) -> dict[str, Any]:
         """What the dataset holds, as plain values."""
         people = {label.get("person", name) for name, label in zip(self.ids, self.labels, strict=True)}
+        files = [self.folder / shard["file"] for shard in self._shards]
         return {
             "folder": str(self.folder),
             "n": len(self),
@@ -248,82 +272,39 @@ class WeightDataset:
             "matrices": len(self.layout.matrices),
             "base_id": self.base_id,
             "shards": len(self._shards),
-            "bytes": sum((self.folder / shard["file"]).stat().st_size for shard in self._shards),
+            "unlisted_shards": len(self.unlisted()),
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
             "meta": self.meta,
         }
 
     def _take(self, line: dict[str, Any]) -> None:
+        """Take in one line of the manifest: a shard, or labels. Raises ValueError, KeyError or TypeError if it is neither."""
+        if "labels" in line:
+            for name, label in line["labels"].items():
+                self.labels[self._positions[name]] = dict(label)
+            return
+        # A path from elsewhere, such as ../x, must not be read as a shard.
+        if not SHARD.fullmatch(line["file"]) or line["dtype"] not in PRECISIONS:
+            raise ValueError(f"file {line['file']}, dtype {line['dtype']}")
+        names, told = [str(row["id"]) for row in line["rows"]], [dict(row["labels"]) for row in line["rows"]]
+        positions = {name: len(self.ids) + i for i, name in enumerate(names)}
+        if len(positions) < len(names) or not self._positions.keys().isdisjoint(positions):
+            raise ValueError("an id stands twice")
         self._shards.append({**line, "start": len(self.ids)})
-        self.ids += [row["id"] for row in line["rows"]]
-        self.labels += [row["labels"] for row in line["rows"]]
+        self._positions |= positions
+        self.ids += names
+        self.labels += told
 
-    def _place(self, index: int) -> tuple[int, int]:
-        for number, shard in enumerate(self._shards):
-            if index < shard["start"] + len(shard["rows"]):
-                return number, index - shard["start"]
-        raise IndexError(index)
-
-    def _opened(self, shard: int) -> "_OpenShard":
-        return _OpenShard(self.folder / self._shards[shard]["file"], len(self._shards[shard]["rows"]), self.d)
-
-    def _manifest_lines(self) -> list[bytes]:
-        path = self.folder / "manifest.jsonl"
-        # Bytes: a kill may cut a line within a letter, and only b"\n" ends one (a name may hold U+2028).
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return [line for line in lines if line.endswith(b"\n")]
-
-    def _append_line(self, line: str) -> None:
-        path = self.folder / "manifest.jsonl"
-        whole = sum(len(kept) for kept in self._manifest_lines())
-        try:
-            with path.open("ab") as handle:
-                handle.truncate(whole)  # what a kill left of an unfinished line
-                handle.write(line.encode() + b"\n")
-                handle.flush()
-                os.fsync(handle.fileno())
-        except OSError as error:
-            if path.exists():
-                os.truncate(path, whole)
-            raise W2WError(f"cannot write {path}: {error.strerror}. Nothing was added.") from error
+    def _opened(self, shard: int) -> OpenShard:
+        about = self._shards[shard]
+        return OpenShard(self.folder / about["file"], len(about["rows"]), self.d, about["dtype"])
 
 
-class _OpenShard:
-    """A shard's `weights`, sliced lazily; its errors name the file."""
-
-    def __init__(self, path: Path, rows: int, d: int) -> None:
-        self.path, self.shape = path, [rows, d]
-
-    def __enter__(self) -> Any:
-        try:
-            self._file = safe_open(self.path, framework="pt")
-            tensor = self._file.get_slice("weights")
-        except (OSError, SafetensorError) as error:
-            raise W2WError(f"{self.path} does not read ({error}). Was it cut short? Run `w2w dataset info --verify`.") from error
-        if tensor.get_shape() != self.shape:
-            raise W2WError(f"{self.path} holds weights {tensor.get_shape()}; the manifest expects {self.shape}.")
-        return tensor
-
-    def __exit__(self, *_: object) -> None:
-        del self._file
-
-
-def _row_sums(weights: Tensor) -> list[int]:
-    """A checksum a row of weights [n, d], over the bytes on disk."""
-    return [zlib.crc32(row.numpy().tobytes()) for row in weights.contiguous().view(torch.uint8)]
-
-
-def _stretches(pairs: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int]]:
-    """Runs of (place, row) in which both go up by one: their first pair and length. One read each."""
-    first, length = 0, 0
-    for i, (place, row) in enumerate(pairs):
-        if length and (place, row) != (pairs[first][0] + length, pairs[first][1] + length):
-            yield pairs[first], length
-            first, length = i, 0
-        length += 1
-    if length:
-        yield pairs[first], length
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _check_writable(name: str, labels: Labels) -> None:
+    """Raise W2WError unless an id and its labels can stand in a JSON line."""
+    if not isinstance(name, str) or not name:
+        raise W2WError(f"a row has the id {name!r}; a text was expected.")
+    try:
+        json.dumps([name, labels], ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError
+        raise W2WError(f"row {name!r} has an id or labels that cannot be written ({error}). Give text and numbers.") from error

@@ -17,6 +17,7 @@ adapters = typer.Typer(help="One DreamBooth-LoRA a person.", no_args_is_help=Tru
 dataset = typer.Typer(help="The adapters of many people as one table of numbers.", no_args_is_help=True)
 
 Faces = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made.")]
+Memory = Annotated[float, typer.Option("--memory", min=0.001, help="Memory that rows may take at a time, GiB.")]
 AppendOut = Annotated[Path, typer.Option("--out", help="Folder of the result; an interrupted run there goes on where it stopped.")]
 
 
@@ -187,41 +188,58 @@ def dataset_select(
     dataset: Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")],
     where: Annotated[list[str], typer.Option("--where", help="A label and its value, such as split=train; may be given several times.")],
     out: AppendOut,
+    memory: Memory = 2.0,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Copy the rows that carry all of these labels into a dataset of their own."""
     with run("dataset-select", locals()) as job:
-        weights = w2w.WeightDataset.open(dataset)
         if not all("=" in words for words in where):
             raise W2WError(f"--where {' '.join(where)} is not of the form label=value, such as split=train.")
         wanted = dict(words.split("=", 1) for words in where)
-        found = [i for i, labels in enumerate(weights.labels) if all(str(labels.get(key, "")) == value for key, value in wanted.items())]
-        if not found:
-            raise W2WError(f"no row of {dataset} has {' and '.join(where)}; its labels are {', '.join(weights.labels[0]) or 'none'}.")
-        job.results = weights.copy_to(out, found).info()
+        job.results = w2w.select(w2w.WeightDataset.open(dataset), wanted, out, memory).info()
+
+
+@dataset.command("labels")
+def dataset_labels(
+    dataset: Dataset,
+    given: Annotated[
+        Path | None, typer.Option("--set", help="A .csv or .parquet with a column id: set these labels of these rows.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the labels go, .csv or .parquet; in the run folder unless given.")
+    ] = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write the labels as a table, a row an adapter and a column a label; or set them from one with --set."""
+    if given and out:
+        raise W2WError("both --set and --out were given. Set the labels first, and then write them.")
+    if given and dataset == "tiny-faces":
+        raise W2WError("tiny-faces is part of the package. Copy it with `w2w dataset merge tiny-faces --out FOLDER`, and set labels there.")
+    with run("dataset-labels", {**locals(), "out": Path(dataset) / "manifest.jsonl" if given else out}, "labels.csv") as job:
+        weights = w2w.WeightDataset.open(dataset)
+        if given:
+            job.results = {"changed": w2w.label_from(weights, given)}
+        else:
+            w2w.write_table(job.out, weights.ids, weights.labels)
+            job.results = {"rows": len(weights)}
 
 
 @dataset.command("merge")
 def dataset_merge(
     datasets: Annotated[list[str], typer.Argument(help="Folders of weight datasets of one layout and base.")],
     out: AppendOut,
+    memory: Memory = 2.0,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Copy the rows of several datasets into one; an id may stand in one of them only."""
     with run("dataset-merge", locals()) as job:
-        opened = [w2w.WeightDataset.open(dataset) for dataset in datasets]
-        ids = [name for weights in opened for name in weights.ids]
-        if len(set(ids)) < len(ids):
-            raise W2WError(f"id {next(name for name in ids if ids.count(name) > 1)} stands in two of these datasets. Select one of them.")
-        for weights in opened:
-            opened[0].check(weights.layout, weights.base_id, str(weights.folder))
-        for weights in opened:
-            merged = weights.copy_to(out, range(len(weights)))
-        job.results = merged.info()
+        job.results = w2w.merge([w2w.WeightDataset.open(dataset) for dataset in datasets], out, memory).info()
 
 
 def import_(
@@ -232,8 +250,8 @@ def import_(
     drop_text_encoder: Annotated[bool, typer.Option("--drop-text-encoder", help="Leave out what adapts the text encoder.")] = False,
     labels: Annotated[Path | None, typer.Option("--labels", help="A csv with a column file, the path below SOURCE, and others.")] = None,
     dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the rows on disk.")] = Precision.float32,
+    memory: Memory = 2.0,
     base: Base = "tiny-faces",
-    device: Device = "cpu",
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -243,10 +261,10 @@ def import_(
     Ranks and alphas may differ: every product is refactored to one rank and one gauge, and the error is reported.
     """
     with run("import", locals()) as job:
-        model, kept = w2w.BaseModel.load(base, device), getattr(import_module("torch"), dtype.value)
-        if (source / "all_weights.pt").exists():
-            job.results = w2w.import_published(model, source, out, alpha=27.0 if alpha is None else alpha, dtype=kept)
+        denoiser, kept = w2w.Denoiser.load(base), getattr(import_module("torch"), dtype.value)
+        if w2w.is_published(source):
+            job.results = w2w.import_published(denoiser, source, out, alpha=27.0 if alpha is None else alpha, memory=memory, dtype=kept)
         else:
             job.results = w2w.import_loras(
-                model, source, out, rank=rank, alpha=alpha, drop_text_encoder=drop_text_encoder, labels=labels, dtype=kept
+                denoiser, source, out, rank=rank, alpha=alpha, drop_text_encoder=drop_text_encoder, labels=labels, memory=memory, dtype=kept
             )

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from w2wpp.errors import W2WError
 from w2wpp.formats import peft
+from w2wpp.formats.tensors import finite_floats, opened
 
 TEXT_ENCODER = ("text_encoder", "lora_te")
 # Where each format ends a key: (ending, which factor). `alpha` is a number beside the factors.
@@ -56,56 +55,56 @@ def read_lora(path: str | Path, unet: nn.Module, *, drop_text_encoder: bool = Fa
     """
     path = Path(path)
     if path.is_dir():
-        file, given = path / peft.TENSORS, _peft_scale(path)
+        file, given = path / peft.TENSORS, peft.read_config(path / peft.CONFIG)[:2]
     elif path.suffix == ".safetensors":
         file, given = path, None
     else:
         raise W2WError(f"{path} is neither a peft folder nor a .safetensors file. Pickles (.pt, .ckpt, .bin) are not read; convert it.")
-    tensors, metadata = _load(file)
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     spelt = {name.replace(".", "_"): name for name in layers}
     factors: dict[str, dict[str, Tensor]] = {"down": {}, "up": {}, "alpha": {}}
-    dropped = 0
-    for key, tensor in tensors.items():
-        if key.startswith(TEXT_ENCODER):
-            dropped += 1
-            continue
-        layer, factor = _place(key, layers, spelt, path)
-        if not torch.isfinite(tensor).all():
-            raise W2WError(f"{path}: {key} holds numbers that are not finite. Train or download it again.")
-        if layer in factors[factor]:
-            raise W2WError(f"{path} has two keys for {factor} of {layer}, one of them {key}. Keep one.")
-        factors[factor][layer] = tensor.float()
+    with opened(file) as tensors:
+        metadata, keys = tensors.metadata() or {}, list(tensors.keys())
+        dropped = [key for key in keys if key.startswith(TEXT_ENCODER)]
+        # Every key finds its place before a number is read: a whole model is refused without loading it.
+        places = {key: _place(key, layers, spelt, path) for key in keys if key not in dropped}
+        for key, (layer, factor) in places.items():
+            if layer in factors[factor]:
+                raise W2WError(f"{path} has two keys for {factor} of {layer}, one of them {key}. Keep one.")
+            factors[factor][layer] = finite_floats(tensors, key, file, integers=factor == "alpha")
     if dropped and not drop_text_encoder:
-        raise W2WError(f"{path} also adapts the text encoder ({dropped} keys); w2w holds the UNet's. To leave it out: --drop-text-encoder.")
+        raise W2WError(
+            f"{path} also adapts the text encoder ({len(dropped)} keys); w2w holds the UNet's. To leave it out: --drop-text-encoder."
+        )
     _check_pairs(path, factors["down"], factors["up"], layers)
     rest = set(factors["alpha"]) - set(factors["down"])
     if rest:
         raise W2WError(f"{path} has an alpha for {min(rest)}, and no factors. Was it cut short?")
-    scale = {}
-    for layer, down in factors["down"].items():
-        alpha = factors["alpha"].get(layer)
-        if alpha is not None and alpha.numel() != 1:
-            raise W2WError(f"{path}: alpha of {layer} has shape {list(alpha.shape)}; one number was expected.")
-        known = given if given is not None else _metadata_scale(metadata, path)
-        scale[layer] = float(alpha) / down.shape[0] if alpha is not None else known if known is not None else 1.0
-    return Lora(str(path), factors["down"], factors["up"], scale)
+    told = given or _metadata_scale(metadata, path)
+    return Lora(str(path), factors["down"], factors["up"], _scales(path, factors["down"], factors["alpha"], told))
 
 
-def _load(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise W2WError(f"cannot read {file}: {error}. Is it a whole safetensors file?") from error
+def _scales(path: Path, down: Mapping[str, Tensor], alphas: Mapping[str, Tensor], told: tuple[int, float] | None) -> dict[str, float]:
+    """The scale of each layer: from its own alpha, else from the rank and alpha that the file tells for all, else 1."""
+    scales = {}
+    for layer, factor in down.items():
+        alpha, rank = alphas.get(layer), factor.shape[0]
+        if alpha is not None and (alpha.numel() != 1 or not float(alpha) > 0):
+            raise W2WError(f"{path}: alpha of {layer} is {str(alpha.tolist())[:40]}; one number above 0 was expected.")
+        if told and told[0] != rank:
+            raise W2WError(f"{path}: factors of {layer} have rank {rank}, but its configuration says {told[0]}. Save it again.")
+        scales[layer] = float(alpha) / rank if alpha is not None else told[1] / told[0] if told else 1.0
+    return scales
 
 
 def _place(key: str, layers: Mapping[str, nn.Module], spelt: Mapping[str, str], path: Path) -> tuple[str, str]:
     """The layer and the factor that a key stands for."""
-    ending = next((known for known in ENDINGS if key.endswith(known)), None)
+    # peft names the adapter within the key when it saves from inside the model, as the published adapters do.
+    plain = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", key)
+    ending = next((known for known in ENDINGS if plain.endswith(known)), None)
     if ending is None:
         raise W2WError(f"{path} has the key {key}, which is no factor of a LoRA that w2w knows (lora_A, lora_down, alpha, ...).")
-    stem = key.removesuffix(ending)
+    stem = plain.removesuffix(ending)
     if stem.startswith("lora_unet_"):
         layer = spelt.get(stem.removeprefix("lora_unet_"))
     else:
@@ -138,23 +137,19 @@ def _check_pairs(path: Path, down: Mapping[str, Tensor], up: Mapping[str, Tensor
             )
 
 
-def _peft_scale(folder: Path) -> float:
-    rank, alpha, _ = peft.read_config(folder / peft.CONFIG)
-    if rank < 1:
-        raise W2WError(f"{folder / peft.CONFIG} says rank {rank}; at least 1 was expected.")
-    return alpha / rank
-
-
-def _metadata_scale(metadata: Mapping[str, str], path: Path) -> float | None:
-    """alpha / r of diffusers' metadata; None without, where diffusers itself takes alpha = r."""
+def _metadata_scale(metadata: Mapping[str, str], path: Path) -> tuple[int, float] | None:
+    """r and alpha of diffusers' metadata; None without, where diffusers itself takes alpha = r."""
     if "lora_adapter_metadata" not in metadata:
         return None
     try:
         described: dict[str, Any] = json.loads(metadata["lora_adapter_metadata"])
         found = {key.rsplit(".", 1)[-1]: value for key, value in described.items() if key.startswith("unet.") or "." not in key}
-        return float(found["lora_alpha"]) / int(found["r"]) if found else None
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise W2WError(f"{path} has metadata without a usable lora_alpha and r ({error!r}). Save it again with diffusers.") from error
+    if not found:
+        return None
+    peft.check_arithmetic(found, path)
+    return peft.check_scale(found.get("r"), found.get("lora_alpha"), path)
 
 
 def list_loras(source: str | Path) -> list[Path]:

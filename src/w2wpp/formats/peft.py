@@ -5,16 +5,16 @@ configuration alone, so that a reader of the tensors that ignores it gets a wron
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from w2wpp.errors import W2WError
 from w2wpp.files import read_json, replacing, write_tensors
+from w2wpp.formats.tensors import finite_floats, opened
 from w2wpp.layout import Layout, Matrix
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -53,11 +53,9 @@ def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
     """
     folder = Path(folder)
     rank, alpha, targets = read_config(folder / CONFIG)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise W2WError(f"cannot read {folder / TENSORS}: {error}. Was it cut short? Give a folder that `w2w export` made.") from error
-    matrices = {_name(key, folder): tensor.float() for key, tensor in tensors.items()}
+    with opened(folder / TENSORS) as tensors:
+        names = {key: _name(key, folder) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+        matrices = {name: finite_floats(tensors, key, folder / TENSORS) for key, name in names.items()}
     for name, matrix in matrices.items():
         down = ".lora_A." in name
         pair = name.replace(".lora_A.", ".lora_B.") if down else name.replace(".lora_B.", ".lora_A.")
@@ -69,9 +67,7 @@ def read_peft(folder: str | Path) -> tuple[Layout, Tensor]:
         raise W2WError(f"{folder / TENSORS} holds no matrix. Export the adapter again.")
     ordered = tuple(Matrix(name, (matrices[name].shape[0], matrices[name].shape[1])) for name in sorted(matrices))
     layout = Layout(ordered, rank, alpha, targets)
-    weights = layout.flatten(matrices)
-    _check_finite(weights, str(folder))
-    return layout, weights
+    return layout, layout.flatten(matrices)
 
 
 def read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
@@ -79,16 +75,28 @@ def read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
     config: Any = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise W2WError(f"{path} does not describe a LoRA (no peft_type LORA). Give a LoRA folder of peft.")
-    used = [option for option in OTHER_ARITHMETIC if config.get(option)]
-    if used:
-        raise W2WError(f"{path} uses {', '.join(used)}; only a plain LoRA of one rank can be read. Train one without.")
+    check_arithmetic(config, path)
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets:
         raise W2WError(f"{path} has target_modules {targets!r}; a list of layer names was expected, such as to_q, to_v.")
-    try:
-        return int(config["r"]), float(config["lora_alpha"]), tuple(str(target) for target in targets)
-    except (KeyError, TypeError, ValueError) as error:
-        raise W2WError(f"{path} has no usable r and lora_alpha ({error!r}). Export the adapter again.") from error
+    rank, alpha = check_scale(config.get("r"), config.get("lora_alpha"), path)
+    return rank, alpha, tuple(str(target) for target in targets)
+
+
+def check_arithmetic(config: Mapping[str, Any], path: Path) -> None:
+    """Raise W2WError if a configuration asks for more than B A alpha / rank."""
+    used = [option for option in OTHER_ARITHMETIC if config.get(option)]
+    if used:
+        raise W2WError(f"{path} uses {', '.join(used)}; only a plain LoRA of one rank can be read. Train one without.")
+
+
+def check_scale(rank: Any, alpha: Any, path: Path) -> tuple[int, float]:
+    """A configuration's rank and alpha. Raises W2WError unless they are a whole number and a number above 0."""
+    numbers = type(rank) is int and type(alpha) in (int, float)  # True is no rank
+    if not numbers or not 0 < rank < 2**31 or not 0 < alpha < 2**31:
+        found = f"r {str(rank)[:40]} and lora_alpha {str(alpha)[:40]}"
+        raise W2WError(f"{path} has no usable r and lora_alpha ({found}); numbers above 0 were expected. Export the adapter again.")
+    return rank, float(alpha)
 
 
 def _name(key: str, folder: Path) -> str:

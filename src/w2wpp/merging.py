@@ -1,0 +1,58 @@
+"""Datasets out of datasets: rows picked by their labels, and several datasets in one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from w2wpp.errors import W2WError
+from w2wpp.images import batches
+from w2wpp.shards import rows_within
+from w2wpp.weights import WeightDataset
+
+
+def select(dataset: WeightDataset, where: Mapping[str, str], out: str | Path, memory: float = 2.0) -> WeightDataset:
+    """Copy the rows that carry all of these labels into the dataset `out`. memory: GiB to hold at a time.
+
+    Values are compared as text. Raises W2WError if no row carries them.
+    """
+    found = [i for i, labels in enumerate(dataset.labels) if all(str(labels.get(key, "")) == value for key, value in where.items())]
+    if not found:
+        wanted = " and ".join(f"{key}={value}" for key, value in where.items())
+        known = ", ".join(dataset.labels[0]) if dataset.labels else ""
+        raise W2WError(f"no row of {dataset.folder} has {wanted}; its labels are {known or 'none'}.")
+    return copy_rows(dataset, found, out, memory)
+
+
+def merge(datasets: Sequence[WeightDataset], out: str | Path, memory: float = 2.0) -> WeightDataset:
+    """Copy the rows of all datasets into the dataset `out`. memory: GiB to hold at a time.
+
+    Raises W2WError if they are of different layouts or bases, or share an id; nothing is then written.
+    """
+    seen: set[str] = set()
+    for dataset in datasets:
+        datasets[0].check(dataset.layout, dataset.base_id, str(dataset.folder))
+        shared = next((name for name in dataset.ids if name in seen), None)
+        if shared is not None:
+            raise W2WError(f"id {shared} stands in two of these datasets. Select one of them.")
+        seen.update(dataset.ids)
+    for dataset in datasets:
+        merged = copy_rows(dataset, range(len(dataset)), out, memory)
+    return merged
+
+
+def copy_rows(dataset: WeightDataset, indices: Sequence[int], out: str | Path, memory: float = 2.0) -> WeightDataset:
+    """Append the rows at these positions to the dataset `out`, started if need be, in shards of 512 rows at most.
+
+    memory: GiB to hold at a time. Raises W2WError if `out` is of another layout or base, or has one of the ids.
+    """
+    if (Path(out) / "dataset.json").exists():
+        target = WeightDataset.open(out)
+        target.check(dataset.layout, dataset.base_id, str(dataset.folder))
+    else:
+        target = WeightDataset.create(out, dataset.layout, dataset.base_id, dataset.meta)
+    dtype = getattr(torch, dataset.dtypes.pop()) if len(dataset.dtypes) == 1 else torch.float32
+    for s in batches(len(indices), min(512, rows_within(memory, dataset.d))):
+        part = indices[s]
+        target.append(dataset.rows(part), [dataset.ids[i] for i in part], [dataset.labels[i] for i in part], dtype)
+    return target
