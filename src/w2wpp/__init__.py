@@ -17,6 +17,7 @@ _PUBLIC = {
     "denoiser": ("Denoiser",),
     "denoiser_training": ("DenoiserOptions",),
     "demo": ("DemoOptions", "run_demo"),
+    "edits": ("attribute_directions", "compose", "debias", "edit", "edited_rows", "fit_direction", "read_labels"),
     "errors": ("W2WError",),
     "evaluate": ("Table1Options", "id_score", "table1"),
     "faces": ("align", "embed_pictures"),

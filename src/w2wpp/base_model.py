@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,32 +172,53 @@ class BaseModel:
         guidance: float = 2.0,
         steps: int = 20,
         batch: int = 64,
+        delayed: tuple[Tensor, float] | None = None,
     ) -> list[Image]:
         """Draw a picture for each seed, [h, w, 3] uint8.
 
         prompts: one for all, or one a seed. weights: None for the base alone; [d] for one adapter; [n, d] for an
         adapter a seed. guidance: Ho and Salimans 2022 against the empty caption. Solver: DPM-Solver++ 2M.
+        delayed: (original, at): timesteps from `at` up, as a share of the schedule whose 1 is pure noise, are solved
+        with the adapters `original` and only later ones with `weights`, which keeps the original's layout (Dravid et
+        al. 2024, section 4.2). At 1 it is `weights` all the way, at 0 `original`. Raises W2WError outside 0 to 1.
         """
         captions = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
         if len(captions) != len(seeds):
             raise W2WError(f"{len(captions)} prompts for {len(seeds)} seeds. Give one prompt, or as many as seeds.")
         distinct = list(dict.fromkeys(["", *captions]))
         contexts = dict(zip(distinct, self.encode_text(distinct), strict=True))
-        if weights is not None:
-            weights = weights.to(self.device, torch.float32)
-            weights = weights.expand(len(seeds), -1) if weights.dim() == 1 or len(weights) == 1 else weights
+
+        def a_seed(adapters: Tensor | None) -> Tensor | None:
+            if adapters is None:
+                return None
+            adapters = adapters.to(self.device, torch.float32)
+            return adapters.expand(len(seeds), -1) if adapters.dim() == 1 or len(adapters) == 1 else adapters
+
+        original, at = delayed or (None, 1.0)
+        if not 0 <= at <= 1:
+            raise W2WError(f"an edit cannot set in at {at:g} of the schedule; a share from 0 (the end) to 1 (pure noise) was expected.")
+        before, after = a_seed(original), a_seed(weights)
         images: list[Image] = []
         for s in batches(len(seeds), batch):
             context = torch.stack([contexts[caption] for caption in captions[s]])
             null = contexts[""].expand_as(context)
-            part = None if weights is None else weights[s]
-            latents = self._solve(self.noise_for(seeds[s]), context, null, layout, part, guidance, steps)
+            part = [None if adapters is None else adapters[s] for adapters in (before, after)]
+            latents = self._solve(self.noise_for(seeds[s]), context, null, layout, part, at, guidance, steps)
             images += self.decode_latents(latents)
         return images
 
     def _solve(
-        self, noise: Tensor, context: Tensor, null: Tensor, layout: Layout | None, weights: Tensor | None, guidance: float, steps: int
+        self,
+        noise: Tensor,
+        context: Tensor,
+        null: Tensor,
+        layout: Layout | None,
+        adapters: Sequence[Tensor | None],
+        at: float,
+        guidance: float,
+        steps: int,
     ) -> Tensor:
+        """From noise to latents. adapters: those for timesteps from the share `at` of the schedule up, and for those below."""
         scheduler = DPMSolverMultistepScheduler.from_config(
             self.pipeline.scheduler.config, algorithm_type="dpmsolver++", final_sigmas_type="zero"
         )
@@ -213,15 +235,13 @@ class BaseModel:
             captioned, empty = out[0::2], out[1::2]
             return empty + guidance * (captioned - empty)
 
-        def run(x: Tensor) -> Tensor:
-            for t in scheduler.timesteps:
-                x = scheduler.step(denoise(x, t), t, x).prev_sample
-            return x
-
-        if weights is None or layout is None:
-            return run(x)
-        with adapted(self.pipeline.unet, layout, weights):
-            return run(x)
+        times = scheduler.timesteps  # falling
+        switch = sum(int(t) >= at * scheduler.config.num_train_timesteps for t in times)
+        for weights, part in zip(adapters, (times[:switch], times[switch:]), strict=True):
+            with nullcontext() if weights is None or layout is None else adapted(self.pipeline.unet, layout, weights):
+                for t in part:
+                    x = scheduler.step(denoise(x, t), t, x).prev_sample
+        return x
 
 
 def identity(denoiser: Any) -> str:
