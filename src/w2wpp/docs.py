@@ -1,7 +1,7 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
 Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, the tuning of the
-adapters into docs/results.md. The newest demo's pictures go to docs/pictures
+adapters into docs/results.md, the edits into docs/editing.md. The newest demo's pictures go to docs/pictures
 (generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
 """
 
@@ -19,7 +19,8 @@ from w2wpp.runs import newest
 
 TABLE1 = Path("docs/results/table1.json")
 TUNING = Path("benchmarks/results/tune_adapters.json")
-README, RESULTS = Path("README.md"), Path("docs/results.md")
+EDITS = Path("benchmarks/results/edits.json")
+README, RESULTS, EDITING = Path("README.md"), Path("docs/results.md"), Path("docs/editing.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
@@ -66,6 +67,46 @@ def tuning_text(tuning: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n`{tuning['command']}`, {tuning['people']} people."
 
 
+def edits_text(edits: Mapping[str, Any]) -> str:
+    """What edits changed and kept, a line a setting, as Markdown."""
+    names = [fit["name"] for fit in edits["directions"]]
+    head = [
+        "edit",
+        "strength",
+        "way",
+        *(f"{name}, change" for name in names),
+        *(f"{name}, pictures" for name in names),
+        "ID kept",
+        "no face",
+    ]
+    original = edits["original"]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        changes = [f"{row[f'{name}_change']:+.2f} ± {row[f'{name}_change_se']:.2f}" if f"{name}_change" in row else "" for name in names]
+        return [*changes, *(f"{row[f'{name}_share']:.0%}" for name in names)]
+
+    rows = [["none", "", "", *cells(original), "", f"{original['missed']}"]]
+    for row in edits["rows"]:
+        kept = f"{row['id_kept']:.2f} ± {row['id_kept_se']:.2f}"
+        rows.append([row["attribute"], f"{row['strength']:+g}", row["way"], *cells(row), kept, f"{row['missed']}"])
+    judged = "; ".join(
+        f"{name} {of['accuracy_scored_people']:.0%} ({of['accuracy']:.0%} on its own people, held out)"
+        for name, of in edits["classifiers"].items()
+    )
+    fits = "; ".join(
+        f"{fit['name']} {fit['correlation']:.2f}, {fit['correlation_unscaled']:.2f} without the scale" for fit in edits["directions"]
+    )
+    same, others = original["id_same_person_other_seed"], original["id_other_people_same_seed"]
+    asked, space = edits["settings"], edits["space"]
+    return (
+        f"{markdown({'head': head, 'rows': rows})}\n\n"
+        f"`{edits['command']}`: {space['kind']}, m = {space['m']}, {asked['people']} people, {original['pictures']} pictures a line; "
+        f"mean ± standard error over people. Late injection at {asked['inject_at']}. ID Score of unedited pictures: one person, two seeds "
+        f"{same:.2f}, two people, one seed {others:.2f}. Classifiers' balanced accuracy on the people scored: {judged}. Correlation of "
+        f"label and score predicted for held-out people: {fits}."
+    )
+
+
 def demo_pictures(runs: Path, out: Path) -> list[Path]:
     """Copy the pictures of the newest demo under `runs` to `out`. Raises W2WError if there is none."""
     folder = newest(runs, "demo")
@@ -87,6 +128,7 @@ if __name__ == "__main__":
     for page, name, source, text in (
         (README, "table1", TABLE1, table1_text),
         (RESULTS, "tuning", TUNING, tuning_text),
+        (EDITING, "edits", EDITS, edits_text),
     ):
         if source.exists():
             write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
