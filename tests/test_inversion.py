@@ -10,7 +10,8 @@ from w2wpp import base_model
 from w2wpp.base_model import BaseModel, denoising_loss
 from w2wpp.errors import W2WError
 from w2wpp.formats.peft import read_peft, write_peft
-from w2wpp.inversion.gradient import InversionOptions, Inverted, invert
+from w2wpp.inversion.gradient import PUBLISHED, InversionOptions, Inverted, invert
+from w2wpp.inversion.objective import Bank, BankOptions
 from w2wpp.layout import Layout
 from w2wpp.lora import initial_weights
 from w2wpp.point_files import load_points, save_points
@@ -54,7 +55,7 @@ def bank_loss(base: BaseModel, space: PcaSpace, z: Tensor, latents: Tensor) -> T
 
 
 def test_every_persons_loss_falls_on_draws_that_were_not_seen(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
-    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4))
+    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4, bank=BankOptions(draws=32)))
     assert found.losses.shape == (40, 3) and found.unet_evals == 160
     before = bank_loss(base, space, torch.zeros_like(found.z), latents)
     assert (bank_loss(base, space, found.z, latents) < before).all()
@@ -95,7 +96,7 @@ def test_another_base_or_size_is_refused(base: BaseModel, layout: Layout, latent
     foreign = PcaSpace.fit(torch.randn(8, layout.d), layout=layout, base_id="0" * 16, m=4)
     with pytest.raises(W2WError, match="0" * 16):
         invert(base, foreign, latents, KEYS, SHORT)
-    with pytest.raises(W2WError, match=r"one photo for each of 3 keys"):
+    with pytest.raises(W2WError, match=r"for each of 3 keys"):
         invert(base, space, latents[:, :, :4], KEYS, SHORT)
     with pytest.raises(W2WError, match="not numbers"):
         invert(base, space, latents * torch.nan, KEYS, SHORT)
@@ -123,3 +124,65 @@ def test_points_know_their_space(base: BaseModel, layout: Layout, space: PcaSpac
     space.save(tmp_path / "space.safetensors")
     with pytest.raises(W2WError, match="holds no points"):
         load_points(tmp_path / "space.safetensors", space)
+
+
+def draw_bank(base: BaseModel, latents: Tensor, keys: list[str], **options: object) -> Bank:
+    return Bank.draw(base, [photo[None] for photo in latents], keys, "photo of sks person", BankOptions(**options))  # type: ignore[arg-type]
+
+
+def test_a_bank_covers_the_schedule_in_every_stretch_and_cancels_its_noise(base: BaseModel, latents: Tensor) -> None:
+    bank = draw_bank(base, latents, KEYS, draws=64)
+    for begin in range(0, 48, 2):
+        stretch = bank.timesteps[:, begin : begin + 16].sort(1).values
+        assert (stretch.diff(dim=1).max(1).values < 350).all()  # 8 timesteps, each with noise of both signs
+    assert torch.equal(bank.noise[:, 0::2], -bank.noise[:, 1::2])
+    alone = draw_bank(base, latents[1:2], KEYS[1:2], draws=64)
+    assert torch.equal(alone.noise[0], bank.noise[1]) and torch.equal(alone.timesteps[0], bank.timesteps[1])
+
+
+def test_importance_leaves_the_schedules_mean_weight_at_one(base: BaseModel, latents: Tensor) -> None:
+    bank = draw_bank(base, latents, KEYS, draws=2000, snr_cap=5.0, antithetic=False)
+    assert abs(float(bank.importance.mean()) - 1) < 0.02 and float(bank.importance.std()) > 0.1
+    with pytest.raises(W2WError, match="above 0"):
+        BankOptions(draws=0)
+
+
+def test_several_photos_of_a_person_are_taken_in_turn(base: BaseModel, latents: Tensor) -> None:
+    bank = Bank.draw(base, [latents], ["Ada"], "photo of sks person", BankOptions(draws=12))
+    assert torch.equal(bank.latents[0, 0], bank.latents[0, 1]) and torch.equal(bank.latents[0, 0], latents[0].float())
+    assert torch.equal(bank.latents[0, 4], latents[2].float()) and torch.equal(bank.latents[0, 6], latents[0].float())
+
+
+def test_the_published_recipe_spends_400_draws_alone(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
+    assert (PUBLISHED.steps, PUBLISHED.batch, PUBLISHED.lr, PUBLISHED.final_lr, PUBLISHED.prior_weight) == (400, 1, 0.1, 1.0, 0.0)
+    assert (PUBLISHED.bank.draws, PUBLISHED.bank.stratified, PUBLISHED.bank.antithetic) == (400, False, False)
+
+
+def test_a_start_is_where_the_path_begins_and_the_end_is_the_point(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
+    start = torch.full((3, space.m), 0.5)
+    found = invert(base, space, latents, KEYS, SHORT, start=start)
+    assert found.path.shape == (5, 3, space.m)
+    assert torch.equal(found.path[0], start) and torch.equal(found.path[-1], found.z)
+    assert (found.z - start).abs().max() > 0.01
+
+
+def test_the_distribution_keeps_the_priors_width_where_photos_say_nothing(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
+    options = InversionOptions(**{**vars(SHORT), "steps": 30, "prior_weight": 1e4, "variational": True})
+    found = invert(base, space, latents, KEYS, options)
+    assert found.z.abs().max() < 0.5
+    assert torch.equal(found.z, invert(base, space, latents, KEYS, options).z)
+
+
+@pytest.mark.parametrize("method", ["cma-es", "cem"])
+def test_a_search_without_gradients_lowers_the_loss(base: BaseModel, space: PcaSpace, latents: Tensor, method: str) -> None:
+    pytest.importorskip("cma" if method == "cma-es" else "evotorch")
+    from w2wpp.inversion.evolution import EvolutionOptions, evolve
+
+    options = EvolutionOptions(method, generations=12, population=12, batch=4, prior_weight=0.0)
+    photos = [photo[None] for photo in latents]
+    found = evolve(base, space, photos, KEYS, options)
+    assert found.unet_evals == 12 * 12 * 4
+    before = bank_loss(base, space, torch.zeros_like(found.z), latents)
+    assert (bank_loss(base, space, found.z, latents) < before).all()
+    alone = evolve(base, space, photos[1:2], KEYS[1:2], options)
+    torch.testing.assert_close(alone.z[0], found.z[1], atol=1e-3, rtol=0)

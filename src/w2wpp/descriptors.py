@@ -1,6 +1,7 @@
 """Describe faces in numbers by a network that is not the judge: dlib's ResNet (King 2017), 128-d.
 
-Used to teach the base what names mean, never to score. Needs the extra: pip install 'w2wpp[train]'.
+Used to teach the base what names mean, and by encoders from a photo to a point; never to score.
+Needs the extra: pip install 'w2wpp[train]'.
 """
 
 import importlib.util
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
 
+from w2wpp.alignment import AlignedFaces
 from w2wpp.errors import W2WError
+from w2wpp.files import write_tensors
 from w2wpp.images import Image
 from w2wpp.progress import track
 
@@ -19,6 +25,7 @@ from w2wpp.progress import track
 SIDE = 128
 FACE_BOX = (14, 22, 114, 122)  # left, top, right, bottom of an aligned face, in pixels of SIDE
 CHIP_SIDE, CHIP_PADDING = 150, 0.25
+KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
 
 
 def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
@@ -40,3 +47,16 @@ def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
         chip = dlib.get_face_chip(enlarged, landmarks(enlarged, box), CHIP_SIDE, CHIP_PADDING)
         described.append(np.asarray(network.compute_face_descriptor(chip), dtype=np.float32))
     return np.stack(described)
+
+
+def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Tensor]:
+    """Descriptions of all photos of these people, person -> [p, 128] float32; those made before are read from the faces folder."""
+    path = faces.folder / KEPT
+    known = load_file(path) if path.is_file() else {}
+    missing = [person for person in people if len(known.get(person, ())) != len(faces.people[person])]
+    if missing:
+        each = [faces.photos(person) for person in missing]
+        made = torch.from_numpy(describe_faces([image for images in each for image in images]))
+        known |= dict(zip(missing, made.split([len(images) for images in each]), strict=True))
+        write_tensors(path, {person: described.contiguous() for person, described in known.items()})
+    return {person: known[person] for person in people}

@@ -138,6 +138,9 @@ def table1(
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
     if options.ms:  # now, and not hours later
         Adapters.of(dataset).check_m(max(options.ms))
+    absent = [file for pair in options.trained for file in pair if file and not Path(file).is_file()]
+    if absent:
+        raise W2WError(f"there is no file {absent[0]}. Fit the space with `w2w fit`, its encoder with `w2w fit encoder`.")
     sitters = Sitters.of(faces, split, judge, options.min_photos)
     people = [subject.person for subject in sitters.subjects]
     known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))

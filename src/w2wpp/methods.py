@@ -1,9 +1,9 @@
 """The methods that table 1 compares: each makes, for every person, an adapter from what it may see of the person."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -11,13 +11,18 @@ from torch import Tensor
 from w2wpp.adapters import AdapterOptions, prior_latents, train_adapters
 from w2wpp.base_model import BaseModel
 from w2wpp.images import Image, batches, to_tensor
-from w2wpp.inversion.gradient import InversionOptions, invert
+from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.inversion.evolution import METHODS as SEARCHES
+from w2wpp.inversion.evolution import EvolutionOptions, evolve
+from w2wpp.inversion.gradient import PUBLISHED, InversionOptions, Inverted, invert
 from w2wpp.population import photo_latents
 from w2wpp.progress import track
-from w2wpp.spaces.base import Space
+from w2wpp.spaces.base import Space, load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions, VaeSpace
 from w2wpp.weights import WeightDataset
+
+How = InversionOptions | EvolutionOptions | None  # None takes the encoder's point as it is
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,11 @@ class Table1Options:
     guidance: float = 2.0
     solver_steps: int = 20
     group: int = 32  # people that share each forward pass
-    inversion: InversionOptions = field(default_factory=InversionOptions)
     vae: VaeOptions = field(default_factory=VaeOptions)
+    inversion: InversionOptions = field(default_factory=InversionOptions)  # ours; the published one stands beside it
+    refine_lr: float = 0.1  # Adam's rate where an encoder gave the start
+    trained: tuple[tuple[str, str], ...] = ()  # files of spaces, each with its encoder's, or ""
+    searches_m: int | None = None  # dimensions at which evolution and eq. 7 are tried too
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Fitted:
 
     weights: Tensor | None  # [k, d] float32; None is the base alone
     photos: float  # seen a person, on average
-    unet_evals: int  # pictures a person that went through the UNet
+    unet_evals: float  # pictures a person that went through the UNet
     seconds: float  # of wall time a person
 
 
@@ -74,32 +82,51 @@ class Method:
     fit: Callable[[Sequence[Subject]], Fitted]
 
 
-def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options, seed: int) -> list[Method]:
-    """The methods in the table's order. A space is fitted when its row is; that time is not the person's."""
+def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options, seed: int) -> Iterator[Method]:
+    """The methods in the table's order. A space is fitted, or read, when its first row is due; that time is not the person's."""
 
     @cache
     def largest_pca() -> PcaSpace:
         return PcaSpace.fit(dataset, m=max(options.ms))
 
-    inversion = replace(options.inversion, prompt=adapters.prompt, group=options.group, seed=seed)
+    def pca(m: int) -> PcaSpace:
+        return largest_pca().truncate(m)
 
-    def pca(m: int) -> Callable[[Sequence[Subject]], Fitted]:
-        return lambda subjects: inverted(base, largest_pca().truncate(m), subjects, inversion)
+    def vae(m: int) -> VaeSpace:
+        return VaeSpace.fit(dataset, replace(options.vae, m=m, seed=seed), device=str(base.device))[0]
 
-    def vae(m: int) -> Callable[[Sequence[Subject]], Fitted]:
+    def row(name: str, kind: str, m: int, space: Callable[[], Space], how: How, start: str = "") -> Method:
         def fit(subjects: Sequence[Subject]) -> Fitted:
-            space, _ = VaeSpace.fit(dataset, replace(options.vae, m=m, seed=seed), device=str(base.device))
-            return inverted(base, space, subjects, inversion)
+            return inverted(base, space(), subjects, how, PhotoEncoder.load(start) if start else None)
 
-        return fit
+        return Method(name, kind, m, fit)
 
-    return [
-        Method("base", None, None, lambda subjects: Fitted(None, 0, 0, 0.0)),
-        Method("DreamBooth, one photo", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=False)),
-        Method("DreamBooth, many photos", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=True)),
-        *(Method("inversion", "pca", m, pca(m)) for m in options.ms),
-        *(Method("inversion", "vae", m, vae(m)) for m in options.ms),
-    ]
+    published = replace(PUBLISHED, prompt=adapters.prompt, group=options.group, seed=seed)
+    ours = replace(options.inversion, prompt=adapters.prompt, group=options.group, seed=seed)
+    yield Method("base", None, None, lambda subjects: Fitted(None, 0, 0, 0.0))
+    yield Method("DreamBooth, one photo", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=False))
+    yield Method("DreamBooth, many photos", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=True))
+    for m in options.ms:
+        yield row("inversion, published", "pca", m, partial(pca, m), published)
+        yield row("inversion, prior", "pca", m, partial(pca, m), ours)
+    for m in options.ms:
+        yield row("inversion, published", "vae", m, partial(vae, m), published)
+    for file, encoder in options.trained:
+        space = load_space(file, base.device)
+        here = partial(_same, space)
+        if space.kind != "pca":  # whose rows without an encoder are above
+            yield row("inversion, prior", space.kind, space.m, here, ours)
+        if encoder:
+            yield row("encoder", space.kind, space.m, here, None, encoder)
+            yield row("encoder, then inversion", space.kind, space.m, here, replace(ours, lr=options.refine_lr), encoder)
+        if space.m == options.searches_m and space.kind != "pca":
+            yield row("inversion, variational", space.kind, space.m, here, replace(ours, variational=True))
+            for search in SEARCHES:
+                yield row(search, space.kind, space.m, here, EvolutionOptions(search, prompt=adapters.prompt, seed=seed))
+
+
+def _same(space: Space) -> Space:
+    return space
 
 
 def dreambooth(base: BaseModel, subjects: Sequence[Subject], options: AdapterOptions, group: int, *, many: bool) -> Fitted:
@@ -119,11 +146,29 @@ def dreambooth(base: BaseModel, subjects: Sequence[Subject], options: AdapterOpt
     return Fitted(torch.cat(weights), seen, evals, (time.perf_counter() - start) / len(subjects))
 
 
-def inverted(base: BaseModel, space: Space, subjects: Sequence[Subject], options: InversionOptions) -> Fitted:
-    """The adapter of the point to which each person's input photo is inverted."""
-    start = time.perf_counter()
-    latents = base.encode_images(to_tensor([subject.input_photo for subject in subjects]))
-    found = invert(base, space, latents, [subject.person for subject in subjects], options)
+def inverted(
+    base: BaseModel,
+    space: Space,
+    subjects: Sequence[Subject],
+    how: How,
+    encoder: PhotoEncoder | None = None,
+) -> Fitted:
+    """The adapter of the point to which each person's input photo is inverted, or that the encoder gives it if `how` is None."""
+    begin = time.perf_counter()
+    people, images = [subject.person for subject in subjects], [subject.input_photo for subject in subjects]
+    start = None
+    if encoder:
+        encoder.check(space)
+        start = encoder.points(images)
+    z, evals = (torch.zeros(len(people), space.m) if start is None else start), 0.0
+    if how is not None:
+        latents = base.encode_images(to_tensor(images)).float()
+        found: Inverted
+        if isinstance(how, EvolutionOptions):
+            found = evolve(base, space, [photo[None] for photo in latents], people, how, start)
+        else:
+            found = invert(base, space, latents, people, how, start=start)
+        z, evals = found.z, found.unet_evals
     with torch.no_grad():
-        weights = space.decode(found.z.to(base.device)).cpu()
-    return Fitted(weights, 1, found.unet_evals, (time.perf_counter() - start) / len(subjects))
+        weights = space.decode(z.to(base.device)).cpu()
+    return Fitted(weights, 1, evals, (time.perf_counter() - begin) / len(subjects))

@@ -27,6 +27,11 @@ from w2wpp.cli.common import (
     position,
     run,
 )
+from w2wpp.errors import W2WError
+
+TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
+TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
+EncoderSteps = Annotated[int, typer.Option("--encoder-steps", min=1, help="Steps of Adam on photos.")]
 
 fit = typer.Typer(help="Fit a space to a weight dataset.", no_args_is_help=True)
 
@@ -105,6 +110,67 @@ def fit_vae(
         space, history = w2w.VaeSpace.fit(weights, options, device=device)
         space.save(job.out)
         job.results = {"m": space.m, "d": space.layout.d, "history": history, "collapse": w2w.collapse(space, weights.rows())}
+
+
+@fit.command("anchored-vae")
+def fit_anchored(
+    dataset: Dataset = "tiny-faces",
+    m: Annotated[int, typer.Option("--m", help="Latent dimensions.")] = 128,
+    components: Annotated[int, typer.Option("--components", help="Principal components that the networks see.")] = 1024,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam on the weights' bound.")] = 400,
+    faces: TrainFaces = None,
+    split: TrainSplit = "train",
+    encoder_steps: EncoderSteps = 360,
+    encoder: Annotated[Path | None, typer.Option("--encoder", help="Where to put the encoder, with --faces.")] = None,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """A VAE that starts as probabilistic PCA and may only get better: on weights, and with --faces on what they draw.
+
+    With --faces, decoder and an encoder from a photo to a point are then trained together on these people's photos.
+    """
+    with run("fit-anchored-vae", locals(), "space.safetensors") as job:
+        if (faces is None) != (encoder is None):
+            raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
+        options = w2w.AnchoredOptions(m=m, components=components, steps=steps, seed=seed)
+        space, history = w2w.AnchoredVaeSpace.fit(w2w.WeightDataset.open(dataset), options, device=device)
+        job.results = {"m": space.m, "d": space.layout.d, "history": history}
+        if faces and encoder:
+            photos = w2w.PersonPhotos.of(w2w.BaseModel.load(base, device), faces, split, prompt)
+            fitted, trained = w2w.fit_encoder(space, photos, w2w.EncoderOptions(steps=encoder_steps, seed=seed), with_decoder=True)
+            fitted.save(encoder)
+            job.results |= {"encoder": encoder, "encoder_history": trained}
+        space.save(job.out)
+
+
+@fit.command("encoder")
+def fit_encoder(
+    space: SpaceFile,
+    faces: Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")],
+    split: TrainSplit = "train",
+    encoder_steps: EncoderSteps = 360,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """A network from a photo to a point of any space: a model in one pass, and a start for inversion."""
+    with run("fit-encoder", locals(), "encoder.safetensors") as job:
+        model, opened = open_space(space, base, device)
+        photos = w2w.PersonPhotos.of(model, faces, split, prompt)
+        fitted, history = w2w.fit_encoder(opened, photos, w2w.EncoderOptions(steps=encoder_steps, seed=seed))
+        fitted.save(job.out)
+        job.results = {"m": fitted.m, "history": history}
 
 
 def sample(

@@ -1,17 +1,19 @@
-"""Invert photos by gradient descent on the point: the published way, which later ways are measured against.
+"""Invert photos by gradient descent on the point z, or on a normal distribution over points.
 
-Weights2Weights++, eq. 5, after Dravid et al. 2024, section 3.4: every step draws a fresh timestep and fresh noise.
+The published way (Weights2Weights++, eq. 5, after Dravid et al. 2024, section 3.4) is `PUBLISHED`: 400 steps of Adam,
+each on one fresh draw, without a prior. `InversionOptions()` is ours, chosen on val people (docs/inversion.md).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from w2wpp.base_model import BaseModel, denoising_loss
+from w2wpp.base_model import BaseModel
 from w2wpp.errors import W2WError
 from w2wpp.images import batches
+from w2wpp.inversion.objective import Bank, BankOptions
 from w2wpp.progress import track
 from w2wpp.seeds import generator
 from w2wpp.spaces.base import Space
@@ -19,13 +21,16 @@ from w2wpp.spaces.base import Space
 
 @dataclass(frozen=True)
 class InversionOptions:
-    """How to invert; the defaults are the published ones."""
+    """How to invert."""
 
-    steps: int = 400  # of Adam
-    batch: int = 1  # draws of timestep and noise a person and step
-    lr: float = 0.1  # Adam's rate, in prior units of z
+    steps: int = 40  # of Adam
+    batch: int = 1  # draws of the bank a person and step
+    lr: float = 0.2  # Adam's rate, in prior units of z
+    final_lr: float = 0.0  # the rate falls along a half cosine to this fraction of itself
     prompt: str = "photo of sks person"  # the one that the space's adapters were trained with
-    prior_weight: float = 0.0  # of |z|^2 / 2m, minus the log of the prior, a latent (eq. 6); 0 is eq. 5
+    prior_weight: float = 0.01  # of |z|^2 / 2m, minus the log of the prior, a latent (eq. 6); 0 is eq. 5
+    variational: bool = False  # look for N(mu, sigma^2) in place of a point, with its KL to the prior (eq. 7)
+    bank: BankOptions = field(default_factory=BankOptions)
     group: int = 32  # people that share each forward pass
     seed: int = 0
 
@@ -35,62 +40,84 @@ class InversionOptions:
             raise W2WError(f"a photo cannot be inverted with {found}. lr must be above 0, the prior weight at least 0.")
 
 
+PUBLISHED = InversionOptions(
+    steps=400, batch=1, lr=0.1, final_lr=1.0, prior_weight=0.0, bank=BankOptions(draws=400, stratified=False, antithetic=False)
+)
+
+
 @dataclass(frozen=True)
 class Inverted:
     """Points of k people and how they were found."""
 
     z: Tensor  # [k, m] float32 in prior units, on the CPU
-    losses: Tensor  # [steps, k] float32, the denoising loss on each step's own draw
-    unet_evals: int  # pictures a person that went through the UNet
+    losses: Tensor  # [steps, k] float32, the denoising loss on each step's own draws
+    path: Tensor  # [steps + 1, k, m] float32, the points on the way
+    unet_evals: float  # pictures a person that went through the UNet, on average
 
 
 def invert(
-    base: BaseModel, space: Space, latents: Tensor, keys: Sequence[str], options: InversionOptions, mask: Tensor | None = None
+    base: BaseModel,
+    space: Space,
+    photos: Sequence[Tensor] | Tensor,
+    keys: Sequence[str],
+    options: InversionOptions,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Inverted:
-    """Find, for each person's photo, the point whose adapter denoises the photo best, from the mean point z = 0 on.
+    """Find, for each person, the point whose adapter denoises the photos best.
 
-    latents: [k, c, h, w], one photo a person, scaled. keys: for each person, the name of their random draws; a
-    person's point does not depend on who shares the batch. mask: [k or 1, 1, h, w] in 0..1, what the loss looks at.
+    photos: for each person, scaled latents [p, c, h, w] of one photo or more; or [k, c, h, w], one photo each. keys: for
+    each person, the name of their random draws; a person's point does not depend on who shares the batch.
+    mask: [k or 1, 1, h, w] in 0..1, what the loss looks at. start: points [k, m] to go on from; z = 0 unless given.
     Raises W2WError if the space belongs to another base, or the loss stops being a number.
     """
-    if latents.shape != (len(keys), *base.latent_shape):
-        expected = [len(keys), *base.latent_shape]
-        raise W2WError(f"latents have shape {list(latents.shape)}, expected {expected}: one photo for each of {len(keys)} keys.")
     space.check(space.layout, base.id, f"base {base.source}")
     space = space.to(base.device)
-    context = base.encode_text([options.prompt])[0].float()
-    masks = None if mask is None else mask.to(base.device).expand(len(keys), -1, -1, -1)
-    found = [
-        _invert_group(base, space, latents[s], keys[s], options, context, None if masks is None else masks[s])
-        for s in batches(len(keys), options.group)
-    ]
-    z, losses = torch.cat([z for z, _ in found]), torch.cat([losses for _, losses in found], 1)
-    if not torch.isfinite(z).all():
+    each = [photo[None] for photo in photos] if isinstance(photos, Tensor) else photos
+    bank = Bank.draw(base, each, keys, options.prompt, options.bank, options.seed, mask)
+    begin = torch.zeros(len(keys), space.m) if start is None else start.float()
+    found = [_descend(base, space, bank.of(s), keys[s], begin[s], options) for s in batches(len(keys), options.group)]
+    path, losses = torch.cat([path for path, _ in found], 1), torch.cat([losses for _, losses in found], 1)
+    if not torch.isfinite(path[-1]).all():
         raise W2WError(f"inversion diverged at learning rate {options.lr:g}: points are not numbers. Lower --lr.")
-    return Inverted(z, losses, options.steps * options.batch)
+    return Inverted(path[-1], losses, path, options.steps * options.batch)
 
 
-def _invert_group(
-    base: BaseModel, space: Space, latents: Tensor, keys: Sequence[str], options: InversionOptions, context: Tensor, mask: Tensor | None
+def _descend(
+    base: BaseModel, space: Space, bank: Bank, keys: Sequence[str], start: Tensor, options: InversionOptions
 ) -> tuple[Tensor, Tensor]:
-    k, n = len(keys), options.batch
-    z = torch.zeros(k, space.m, device=base.device, requires_grad=True)
-    optimiser = torch.optim.Adam([z], lr=options.lr)
+    """Adam on one group: the points on the way [steps + 1, k, m] and the losses [steps, k]."""
+    k, b = len(keys), options.batch
+    mean = start.to(base.device, copy=True).requires_grad_(True)
+    # Starts narrow: what the photo does not tell widens towards the prior's 1 as the KL asks.
+    log_sigma = torch.full_like(mean, -1.0).requires_grad_(True)
+    optimiser = torch.optim.Adam([mean, log_sigma] if options.variational else [mean], lr=options.lr)
+    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps, eta_min=options.lr * options.final_lr)
     draws = [generator(options.seed, "inversion", key) for key in keys]
-    last = base.noise_scheduler.config.num_train_timesteps
-    photos = latents.to(base.device, torch.float32)[:, None].expand(-1, n, -1, -1, -1)
-    losses = torch.zeros(options.steps, k)
+    path, losses = [start.float()], torch.zeros(options.steps, k)
     for step in track(range(options.steps), f"invert {k} photos"):
-        timesteps = torch.stack([torch.randint(last, (n,), generator=draw) for draw in draws]).to(base.device)
-        noise = torch.stack([torch.randn(n, *base.latent_shape, generator=draw) for draw in draws]).to(base.device)
-        loss = denoising_loss(
-            base, space.layout, space.decode(z), photos, context, timesteps, noise, None if mask is None else mask[:, None]
-        )
-        own = loss.mean(1)
+        z = mean
+        if options.variational:
+            noise = torch.stack([torch.randn(space.m, generator=draw) for draw in draws]).to(base.device)
+            z = mean + log_sigma.exp() * noise
+        own = bank.loss(base, space.layout, space.decode(z), [i % bank.size for i in range(step * b, (step + 1) * b)]).mean(1)
         # A sum over people: nobody's gradient holds anybody else's loss, and Adam works number by number.
-        total = own.sum() + options.prior_weight * z.square().mean(1).sum() / 2
+        total = own.sum() + options.prior_weight * _surprise(mean, log_sigma if options.variational else None).sum()
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()
+        anneal.step()
         losses[step] = own.detach().cpu()
-    return z.detach().cpu(), losses
+        path.append(mean.detach().cpu().clone())
+    return torch.stack(path), losses
+
+
+def _surprise(mean: Tensor, log_sigma: Tensor | None) -> Tensor:
+    """A latent's share of -log p(z) up to a constant, or of KL(N(mean, sigma^2) || N(0, 1)): [k].
+
+    The log of the prior, not the prior: it is what Bayes' rule adds to a log likelihood, and p itself is below 1e-100
+    everywhere in hundreds of dimensions, so that its gradient is nothing.
+    """
+    if log_sigma is None:
+        return mean.square().mean(1) / 2
+    return ((mean.square() + (2 * log_sigma).exp() - 1) / 2 - log_sigma).mean(1)

@@ -26,6 +26,7 @@ FORMAT = "w2wpp-space-1"
 # kind -> where its class is. Names, so that loading one space does not import the others.
 REGISTRY = {
     "pca": "w2wpp.spaces.pca:PcaSpace",
+    "anchored-vae": "w2wpp.spaces.anchored_vae:AnchoredVaeSpace",
     "vae": "w2wpp.spaces.vae:VaeSpace",
 }
 

@@ -1,0 +1,195 @@
+"""From a photo to a point in one pass: a network from a description of the face to z, trained on what its points draw.
+
+The description is `descriptors.describe_faces`, by a network that is not the judge: FaceNet scores, and is never optimised.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from w2wpp.descriptors import describe_faces
+from w2wpp.errors import W2WError
+from w2wpp.files import write_tensors
+from w2wpp.images import Image
+from w2wpp.inversion.photos import PersonPhotos
+from w2wpp.point_files import alike, fingerprint
+from w2wpp.progress import track
+from w2wpp.seeds import generator
+from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.vae import kl_divergence, layers
+
+FORMAT = "w2wpp-encoder-1"
+LEAST_PEOPLE = 10
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How an encoder is trained, alone or with the decoder of its space."""
+
+    hidden: int = 512  # width of the residual network's one hidden layer
+    steps: int = 360  # of Adam
+    batch: int = 64  # people a step
+    draws: int = 2  # of photo, timestep and noise a person and step
+    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
+    prior_weight: float = 0.002  # of the KL to the prior, a latent (eq. 7)
+    jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
+    measured: int = 5  # times that held-out people's loss is taken; the best is kept
+    seed: int = 0
+
+
+class PhotoEncoder(nn.Module):
+    """Descriptions [n, f] -> points z [n, m] of one space."""
+
+    mean: Tensor  # [f], over photos
+    scale: Tensor  # [f]
+    space: Tensor  # the fingerprint of the space that the points lie in
+
+    def __init__(self, features: int, m: int, hidden: int) -> None:
+        super().__init__()
+        self.features, self.m, self.hidden = features, m, hidden
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("space", torch.zeros(0))
+        self.linear, self.residual = nn.Linear(features, m), layers((features, hidden, m))
+        for parameter in (*self.linear.parameters(), *self.residual[-1].parameters()):  # begin at z = 0, the mean adapter
+            nn.init.zeros_(parameter)
+
+    def forward(self, described: Tensor) -> Tensor:
+        """Descriptions [n, f] -> points z [n, m] float32."""
+        x = (described - self.mean) / self.scale
+        return self.linear(x) + self.residual(x)
+
+    def points(self, images: Sequence[Image]) -> Tensor:
+        """Aligned photos [h, w, 3] uint8 -> points z [n, m]. Raises W2WError without the extra that describes faces."""
+        return self(torch.from_numpy(describe_faces(images)))
+
+    def check(self, space: Space) -> None:
+        """Raise W2WError unless this encoder was trained for `space`."""
+        if self.m != space.m or not alike(self.space.cpu(), fingerprint(space)):
+            raise W2WError(f"the encoder was trained for another space (m = {self.m}) than {space.source}. Train it: `w2w fit encoder`.")
+
+    def save(self, path: str | Path) -> None:
+        """Write the encoder as one safetensors file."""
+        about = {"format": FORMAT, "config": json.dumps([self.features, self.m, self.hidden])}
+        write_tensors(path, self.state_dict(), about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PhotoEncoder":
+        """Read what `save` wrote. Raises W2WError if the file is no whole encoder."""
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise W2WError(f"cannot read encoder {path}: {error}. Was it cut short?") from error
+        if about.get("format") != FORMAT:
+            raise W2WError(f"{path} holds no encoder ({FORMAT} was expected). Make one with `w2w fit encoder`.")
+        encoder = cls(*json.loads(about["config"]))
+        encoder.space = tensors["space"]
+        encoder.load_state_dict(tensors, assign=True)
+        return encoder.requires_grad_(False).eval()
+
+
+def fit_encoder(
+    space: Space, photos: PersonPhotos, options: EncoderOptions, *, with_decoder: bool = False
+) -> tuple[PhotoEncoder, dict[str, Any]]:
+    """Train an encoder for a space on people's photos, by the bound of eq. 7 on any photo of the person.
+
+    One photo is described; the decoded adapter has to denoise all of that person's photos. A tenth of the people is held
+    out and says which step is kept. with_decoder: train the decoder of an anchored VAE with it, in place.
+    Returns the encoder, and its history: the loss and its parts on train and held-out people, a row a measurement.
+    Raises W2WError for too few people, or a loss that is no number.
+    """
+    people = sorted(photos.latents)
+    if len(people) < LEAST_PEOPLE:
+        raise W2WError(f"photos of {len(people)} people are too few to train an encoder. Give {LEAST_PEOPLE} or more.")
+    order = torch.randperm(len(people), generator=generator(options.seed, "encoder split")).tolist()
+    tenth = max(1, len(people) // 10)
+    held_out, train = [people[i] for i in order[:tenth]], [people[i] for i in order[tenth:]]
+    device = photos.base.device
+    space = space.to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        encoder = PhotoEncoder(next(iter(photos.described.values())).shape[1], space.m, options.hidden)
+    every = torch.cat([photos.described[person] for person in train])
+    encoder.mean, encoder.scale = every.mean(0), every.std(0).clamp_min(1e-6)
+    encoder = encoder.to(device)
+    # Narrow from the start: at the prior's width the decoder learned to hear noise, and pictures lost 0.04 to 0.06 of their score.
+    log_variance = nn.Parameter(torch.full((space.m,), -5.0, device=device))
+    trained = {"encoder": encoder, **({"decoder": _decoder(space)} if with_decoder else {})}
+    bound = _Bound(space, encoder, log_variance, photos, options)
+    parameters = [log_variance, *(p.requires_grad_(True) for part in trained.values() for p in part.parameters())]
+    optimiser = torch.optim.Adam(parameters, lr=options.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=max(2, options.steps), pct_start=0.1)
+    history: dict[str, Any] = {"step": [0], "train": [], "held_out": [bound.measure(held_out)]}
+    best, kept_step, states = history["held_out"][0]["loss"], 0, _copies(trained)
+    chunk = max(1, options.steps // options.measured)
+    sums: dict[str, float] = {}
+    for step in track(range(options.steps), "train on photos"):
+        draw = generator(options.seed, "encoder step", step)
+        chosen = [train[i] for i in torch.randint(len(train), (options.batch,), generator=draw).tolist()]
+        parts = bound(chosen, draw, options.jitter)
+        optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        optimiser.step()
+        schedule.step()
+        sums = {name: sums.get(name, 0.0) + float(value.detach()) / chunk for name, value in parts.items()}
+        if (step + 1) % chunk == 0:
+            history["step"].append(step + 1)
+            history["train"].append(sums)
+            history["held_out"].append(bound.measure(held_out))
+            sums = {}
+            if not history["held_out"][-1]["loss"] < float("inf"):
+                raise W2WError(f"training diverged at step {step + 1}: its loss is not a number. Lower --lr.")
+            if history["held_out"][-1]["loss"] < best:
+                best, kept_step, states = history["held_out"][-1]["loss"], step + 1, _copies(trained)
+    for name, part in trained.items():
+        part.load_state_dict(states[name])
+        part.requires_grad_(False)
+    encoder = encoder.cpu().eval()
+    encoder.space = fingerprint(space)
+    return encoder, {**history, "kept_step": kept_step}
+
+
+def _decoder(space: Space) -> nn.Module:
+    if not isinstance(space, AnchoredVaeSpace):
+        raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
+    return nn.ModuleList([space.decoder, space.decoder_residual])
+
+
+def _copies(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {key: {name: value.clone() for name, value in part.state_dict().items()} for key, part in parts.items()}
+
+
+class _Bound:
+    """Eq. 7, amortised: the denoising loss of decoded draws of z, and the KL of their distribution to the prior."""
+
+    def __init__(self, space: Space, encoder: PhotoEncoder, log_variance: Tensor, photos: PersonPhotos, options: EncoderOptions) -> None:
+        self.space, self.encoder, self.log_variance, self.photos, self.options = space, encoder, log_variance, photos, options
+
+    def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float = 0.0) -> dict[str, Tensor]:
+        """Means over these people: what is minimised, and its parts."""
+        described = [self.photos.described[person] for person in people]
+        given = torch.stack([photos[int(torch.randint(len(photos), (1,), generator=draw))] for photos in described])
+        given = given.to(self.log_variance.device)
+        given = given + jitter * self.encoder.scale * torch.randn(given.shape, generator=draw).to(given)
+        mean = self.encoder(given)
+        z = mean + (self.log_variance / 2).exp() * torch.randn(mean.shape, generator=draw).to(mean)
+        denoising = self.photos.loss(self.space.layout, self.space.decode(z), people, self.options.draws, draw).mean()
+        kl = kl_divergence(mean, self.log_variance.expand_as(mean)).mean()
+        return {"loss": denoising + self.options.prior_weight * kl, "denoising": denoising, "kl": kl}
+
+    @torch.no_grad()
+    def measure(self, people: Sequence[str]) -> dict[str, float]:
+        """The same over held-out people, with the same draws each time."""
+        draw, size = generator(self.options.seed, "encoder held out"), self.options.batch
+        groups = [people[i : i + size] for i in range(0, len(people), size)]
+        found = [(len(group), self(group, draw)) for group in groups]
+        return {name: sum(n * float(parts[name]) for n, parts in found) / len(people) for name in found[0][1]}

@@ -1,0 +1,145 @@
+"""The anchored VAE: a variational autoencoder that starts as probabilistic PCA and may only get better.
+
+Weights are standardised, projected on their top K principal components and whitened. Encoder and decoder are linear
+maps that start at probabilistic PCA's (Tipping and Bishop 1999, eq. 8 and section 3.3), plus residual networks whose last
+layer starts at zero. Everything learned works on K coefficients, whatever d is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from w2wpp.errors import W2WError
+from w2wpp.layout import Layout
+from w2wpp.spaces.base import Adapters, Space
+from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.vae import layers
+from w2wpp.weights import WeightDataset
+
+
+@dataclass(frozen=True)
+class AnchoredOptions:
+    """How an anchored VAE is built and trained."""
+
+    m: int = 128  # latents
+    components: int = 1024  # K, principal components that the networks see; at most what the adapters span
+    hidden: int = 512  # width of the residual networks' one hidden layer
+    steps: int = 1200  # of Adam
+    batch: int = 64  # adapters a step
+    lr: float = 1e-3  # Adam's peak rate; it falls along a half cosine to 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.m >= 1 and self.components >= self.m and self.hidden >= 1 and self.lr > 0):
+            found = f"m {self.m}, {self.components} components, hidden {self.hidden}, lr {self.lr:g}"
+            raise W2WError(f"an anchored VAE cannot be built with {found}. Components must be at least m, the others above 0.")
+
+
+class AnchoredVaeSpace(Space):
+    """z of an adapter is its posterior's mean; the prior is N(0, I)."""
+
+    kind = "anchored-vae"
+    mean: Tensor  # [d], in the adapters' units
+    scale: Tensor  # [d], each coordinate's standard deviation
+    basis: Tensor  # [K, d], orthonormal, in standardised units
+    spread: Tensor  # [K], each coefficient's standard deviation, falling
+    base_log_variance: Tensor  # [m], of the posterior of probabilistic PCA
+
+    def __init__(self, layout: Layout, base_id: str, options: AnchoredOptions) -> None:
+        super().__init__(layout, base_id)
+        self.options, self.m = options, options.m
+        k, m = options.components, options.m
+        self.register_buffer("mean", torch.zeros(layout.d))
+        self.register_buffer("scale", torch.ones(layout.d))
+        self.register_buffer("basis", torch.zeros(k, layout.d))
+        self.register_buffer("spread", torch.ones(k))
+        self.register_buffer("base_log_variance", torch.zeros(m))
+        self.encoder, self.decoder = nn.Linear(k, m), nn.Linear(m, k)
+        self.encoder_residual, self.decoder_residual = layers((k, options.hidden, 2 * m)), layers((m, options.hidden, k))
+        self.log_sigma = nn.Parameter(torch.zeros(()))  # of the likelihood, in standardised units (sigma-VAE)
+
+    @classmethod
+    def fit(
+        cls,
+        data: WeightDataset | Tensor,
+        options: AnchoredOptions | None = None,
+        *,
+        layout: Layout | None = None,
+        base_id: str = "",
+        device: str = "auto",
+        pca: PcaSpace | None = None,
+    ) -> tuple["AnchoredVaeSpace", dict[str, Any]]:
+        """Train on a dataset, or on weights [n, d] given with their layout and base -> the space and its history.
+
+        pca: of the same adapters, where it is at hand.
+        history: the bound and its parts on train and held-out people, a number a measurement, and whether the
+        trained space was accepted. Raises W2WError for fewer than m + 1 adapters, NaN, or a loss that is none.
+        """
+        from w2wpp.spaces.anchored_training import train_anchored  # which needs this class
+
+        options, adapters = options or AnchoredOptions(), Adapters.of(data, layout, base_id)
+        adapters.check_m(options.m)
+        options = replace(options, components=max(options.m, min(options.components, len(adapters) - 1, adapters.layout.d)))
+        pca = pca.truncate(options.components) if pca else PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id)
+        return train_anchored(adapters, pca, options, device)
+
+    @classmethod
+    def anchored(cls, pca: PcaSpace, options: AnchoredOptions, rest: float) -> Self:
+        """Probabilistic PCA as a space: before training it is PCA-w2w with the right prior and shrinkage.
+
+        pca: of K components. rest: variance that they leave out, summed over coordinates.
+        """
+        m, d = options.m, pca.layout.d
+        space = cls(pca.layout, pca.base_id, options)
+        variance = pca.spread.double().square()
+        # The variance of each direction that is noise to the model: the mean over those beyond m.
+        noise = float((variance[m:].sum() + rest) / max(1, d - m))
+        kept = (1 - noise / variance[:m]).clamp_min(1e-3)
+        space.mean, space.scale, space.basis, space.spread = pca.mean, pca.scale, pca.components, pca.spread
+        space.base_log_variance = (1 - kept).clamp_min(1e-6).log().float()
+        for linear in (space.encoder, space.decoder):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            linear.weight.data.diagonal().copy_(kept.sqrt().float())
+        for residual in (space.encoder_residual, space.decoder_residual):
+            for parameter in residual[-1].parameters():
+                nn.init.zeros_(parameter)
+        space.log_sigma.data.fill_(0.5 * torch.tensor(max(noise, 1e-12)).log())
+        return space
+
+    def whiten(self, weights: Tensor) -> Tensor:
+        """Adapters weights [n, d] -> whitened coefficients [n, K]."""
+        return ((self.given(weights) - self.mean) / self.scale) @ self.basis.T / self.spread
+
+    def posterior(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened coefficients [n, K] -> mean and log variance of their latents, [n, m] each."""
+        shift, widen = self.encoder_residual(whitened).chunk(2, 1)
+        return self.encoder(whitened) + shift, self.base_log_variance + widen
+
+    def decode_whitened(self, z: Tensor) -> Tensor:
+        """Latents z [n, m] -> whitened coefficients [n, K]."""
+        return self.decoder(z) + self.decoder_residual(z)
+
+    def unwhiten(self, whitened: Tensor) -> Tensor:
+        """Whitened coefficients [n, K] -> adapters weights [n, d]."""
+        return (whitened * self.spread) @ self.basis * self.scale + self.mean
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN."""
+        return self.posterior(self.whiten(weights))[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Points z [n, m] -> adapters weights [n, d] float32 in their own units; differentiable."""
+        return self.unwhiten(self.decode_whitened(z.to(self.device)))
+
+    def config(self) -> dict[str, Any]:
+        """The options it was trained with."""
+        return {"options": asdict(self.options)}
+
+    @classmethod
+    def blank(cls, layout: Layout, base_id: str, config: Mapping[str, Any]) -> Self:
+        """A space with untrained networks."""
+        return cls(layout, base_id, AnchoredOptions(**config["options"]))

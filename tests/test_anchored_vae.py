@@ -1,0 +1,116 @@
+"""The anchored VAE starts as probabilistic PCA, gets no worse, and learns from photos together with an encoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from w2wpp import base_model
+from w2wpp.base_model import BaseModel
+from w2wpp.errors import W2WError
+from w2wpp.inversion.encoder import EncoderOptions, PhotoEncoder, fit_encoder
+from w2wpp.inversion.photos import PersonPhotos
+from w2wpp.layout import Layout
+from w2wpp.lora import initial_weights
+from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
+from w2wpp.spaces.base import load_space
+from w2wpp.spaces.pca import PcaSpace
+
+SMALL = AnchoredOptions(m=4, components=12, hidden=16, steps=40, batch=16)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32, so that equal means equal on every processor."""
+    monkeypatch.setattr(base_model, "_cpu_has_bf16", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def weights(layout: Layout) -> Tensor:
+    """Sixty adapters with five strong directions, bent: the second is the square of the first."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(60, 5, generator=draw)
+    z[:, 1] = z[:, 0].square() - 1
+    directions = torch.randn(5, layout.d, generator=draw)
+    return initial_weights(layout) + 0.05 * (z @ directions + 0.3 * torch.randn(60, layout.d, generator=draw))
+
+
+@pytest.fixture(scope="module")
+def photos(base: BaseModel) -> PersonPhotos:
+    """Twenty people whose latents are a linear map of their description."""
+    draw = torch.Generator().manual_seed(1)
+    lift = torch.randn(6, base.latent_shape[0] * base.latent_shape[1] * base.latent_shape[2], generator=draw)
+    described: Mapping[str, Tensor] = {f"person-{i}": torch.randn(2, 6, generator=draw) for i in range(20)}
+    latents = {person: (about @ lift / 6**0.5).unflatten(1, base.latent_shape) for person, about in described.items()}
+    return PersonPhotos(base, latents, described, base.encode_text(["photo of sks person"])[0].float())
+
+
+def test_before_training_it_is_probabilistic_pca(weights: Tensor, layout: Layout) -> None:
+    pca = PcaSpace.fit(weights, layout=layout, m=12)
+    rest = float(pca.spread.square().sum() / pca.explained_variance_ratio.sum() - pca.spread.square().sum())
+    space = AnchoredVaeSpace.anchored(pca, SMALL, rest)
+    noise = float(2 * space.log_sigma.detach().exp().square()) / 2
+    kept = 1 - noise / pca.spread[:4].square()
+    torch.testing.assert_close(space.encode(weights), pca.truncate(4).encode(weights) * kept.sqrt(), atol=1e-4, rtol=1e-3)
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(space.decode(z), pca.truncate(4).decode(z * kept.sqrt()), atol=1e-5, rtol=1e-3)
+    mean, log_variance = space.posterior(space.whiten(weights))
+    # Variance of the means and of the posterior make up the prior's 1.
+    torch.testing.assert_close(mean.var(0) + log_variance.exp()[0], torch.ones(4), atol=0.02, rtol=0)
+
+
+def test_training_is_kept_only_where_held_out_adapters_gain(weights: Tensor, layout: Layout) -> None:
+    _, history = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, device="cpu")
+    losses = [found["loss"] for found in history["held_out"]]
+    assert history["accepted"] == (min(losses[1:]) < losses[0])
+    assert history["kept_step"] == history["step"][losses.index(min(losses))]
+    wild, refused = AnchoredVaeSpace.fit(weights, AnchoredOptions(**{**vars(SMALL), "lr": 0.3}), layout=layout, device="cpu")
+    assert not refused["accepted"] and refused["kept_step"] == 0
+    pca = PcaSpace.fit(weights, layout=layout, m=12)
+    assert torch.isfinite(wild.decode(torch.zeros(1, 4))).all()
+    torch.testing.assert_close(wild.decode(torch.zeros(1, 4)), pca.mean[None], atol=1e-6, rtol=0)
+
+
+def test_it_is_saved_and_loaded_as_it_is(weights: Tensor, layout: Layout, tmp_path: Path) -> None:
+    space, _ = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, base_id="b" * 16, device="cpu")
+    space.save(tmp_path / "space.safetensors")
+    loaded = load_space(tmp_path / "space.safetensors")
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(loaded.decode(z), space.decode(z)) and torch.equal(loaded.encode(weights), space.encode(weights))
+    with pytest.raises(W2WError, match="Components must be at least m"):
+        AnchoredOptions(m=20, components=10)
+
+
+def test_an_encoder_explains_held_out_people_better_than_the_mean_does(
+    base: BaseModel, weights: Tensor, layout: Layout, photos: PersonPhotos, tmp_path: Path
+) -> None:
+    space = PcaSpace.fit(weights, layout=layout, base_id=base.id, m=6)
+    options = EncoderOptions(hidden=8, steps=16, batch=8, lr=1e-2, measured=2)
+    encoder, history = fit_encoder(space, photos, options)
+    losses = [found["loss"] for found in history["held_out"]]
+    assert history["kept_step"] > 0 and min(losses) < losses[0]
+    encoder.save(tmp_path / "encoder.safetensors")
+    again = PhotoEncoder.load(tmp_path / "encoder.safetensors")
+    about = photos.described["person-0"]
+    assert torch.equal(again(about), encoder(about)) and again(about).shape == (2, 6)
+    again.check(space)
+    with pytest.raises(W2WError, match="another space"):
+        again.check(space.truncate(5))
+    with pytest.raises(W2WError, match="no decoder that can be trained"):
+        fit_encoder(space, photos, options, with_decoder=True)
+    (tmp_path / "encoder.safetensors").write_bytes(b"cut")
+    with pytest.raises(W2WError, match="cut short"):
+        PhotoEncoder.load(tmp_path / "encoder.safetensors")
+
+
+def test_a_decoder_learns_with_its_encoder(base: BaseModel, weights: Tensor, layout: Layout, photos: PersonPhotos) -> None:
+    space, _ = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, base_id=base.id, device="cpu")
+    before = space.decode(torch.ones(1, 4))
+    encoder, history = fit_encoder(space, photos, EncoderOptions(hidden=8, steps=16, batch=8, lr=1e-2, measured=2), with_decoder=True)
+    assert history["kept_step"] > 0 and (space.decode(torch.ones(1, 4)) - before).abs().max() > 1e-3
+    encoder.check(space)
+    few = PersonPhotos(base, dict(list(photos.latents.items())[:3]), photos.described, photos.context)
+    with pytest.raises(W2WError, match="3 people are too few"):
+        fit_encoder(space, few, EncoderOptions())
