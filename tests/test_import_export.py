@@ -133,7 +133,7 @@ def test_files_of_many_tools_ranks_and_alphas_become_rows(w2w: Command, pico: Pa
     assert 0.1 < narrow["worst_rank_error"]["error"] < 1
 
 
-@pytest.mark.parametrize("targets", [("to_q", "to_out.0"), ("attn1.to_out.0", "attn2.to_k")])
+@pytest.mark.parametrize("targets", [("to_q", "to_out.0"), ("attn1.to_out.0", "attn2.to_k"), ("to_k", "net.2")])
 def test_a_layout_is_named_by_the_fewest_words_that_say_it(base: BaseModel, targets: tuple[str, ...]) -> None:
     wanted = Layout.of(base.pipeline.unet, rank=2, alpha=4.0, targets=targets)
     found = layout_of(base.pipeline.unet, set(wanted.modules), 2, 4.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a folder aside to fill; on success it becomes `path`, on any failure it is removed.
+
+    Raises W2WError if `path` holds something already, or cannot be made.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise W2WError(f"{path} is there already, and not empty. Choose another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise W2WError(f"cannot write {path}: {error.strerror}. Choose another place or free some space.") from error
+    try:
+        yield aside
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(aside, 0o777 & ~umask)
+        os.rename(aside, path)  # over an empty folder, too
+    except OSError as error:
+        raise W2WError(f"cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """From other people's LoRA files to a weight dataset: one rank, one scale, one gauge."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,5 @@ def layout_of(unet: nn.Module, layers: set[str], rank: int, alpha: float) -> Lay
 
 
 def _ending(layer: str, words: int | None) -> str:
-    """The last words of a layer's name, to_out.0 counting as one; all of it for None."""
-    if words is None:
-        return layer
-    return ".".join(layer.split(".")[-words - layer.endswith(".0") :])
+    """The last words of a layer's name, all of it for None. A number goes with its word: peft would find a plain `2` anywhere."""
+    return layer if words is None else ".".join(re.findall(r"[^.]+(?:\.\d+)*", layer)[-words:])

@@ -43,6 +43,7 @@ class ExportFormat(StrEnum):
     peft = "peft"
     diffusers = "diffusers"
     kohya = "kohya"
+    w2w = "w2w"
 
 
 def register(app: typer.Typer) -> None:
@@ -142,33 +143,40 @@ def export(
     points: Points = None,
     space: Space = None,
     dataset: DatasetOption = None,
-    identity: Id = "",
+    identities: Annotated[
+        list[str] | None, typer.Option("--id", help="Which point or row, several times for several; else the first.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every point or row, in one folder.")] = False,
     form: Annotated[ExportFormat, typer.Option("--format", help="Whose files to write; kohya is what ComfyUI and A1111 read.")] = (
         ExportFormat.peft
     ),
+    licence: Annotated[str, typer.Option("--licence", help="Licence of the adapters, for the model card.")] = "unknown",
+    memory: Annotated[float, typer.Option("--memory", min=0.001, help="Memory that rows may take at a time, GiB; for --format w2w.")] = 2.0,
     base: Base = "tiny-faces",
-    device: Device = "cpu",
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a point, or a person of a dataset: a folder for peft, or one .safetensors file for diffusers or kohya."""
-    product = "adapter" if form is ExportFormat.peft else f"{form.value}.safetensors"
-    if out and form is not ExportFormat.peft and out.suffix != ".safetensors":
+    """Write points, or rows of a dataset, for peft (a folder), diffusers or kohya (a .safetensors file), or in w2w's own layout.
+
+    Several go into one folder. A model card is written beside them.
+    """
+    if (points is None) == (dataset is None) or (space is None) != (points is None):
+        raise W2WError("what to export was not named. Give --points and --space, or --dataset.")
+    ids = identities or []
+    several = everything or len(ids) > 1
+    one_file = not several and form in (ExportFormat.diffusers, ExportFormat.kohya)
+    if out and one_file and out.suffix != ".safetensors":
         raise W2WError(f"--format {form.value} writes one file; --out {out} does not end with .safetensors.")
-    with run("export", locals(), product) as job:
-        model = w2w.BaseModel.load(base, device)
-        layout, weights, key = pick_adapter(points, space, None, dataset, identity, model)
-        if weights is None:
-            raise W2WError("nothing to export was named. Give --points and --space, or --dataset and --id.")
-        if form is ExportFormat.peft:
-            w2w.write_peft(job.out, layout, weights, base)
-        elif form is ExportFormat.diffusers:
-            w2w.write_diffusers(job.out, layout, weights)
+    with run("export", locals(), f"{form.value}.safetensors" if one_file else "adapters" if several else "adapter") as job:
+        denoiser = w2w.Denoiser.load(base)
+        if points and space:
+            chosen = w2w.from_points(points, space, denoiser, ids, everything)
         else:
-            w2w.write_kohya(job.out, layout, weights)
-        job.results = {"of": key, "d": layout.d}
+            chosen = w2w.from_dataset(str(dataset), denoiser, ids, everything)
+        card = w2w.export(chosen, job.out, form.value, denoiser, licence=licence, memory=memory, folder=several)
+        job.results = {"of": chosen.ids[0] if len(chosen.ids) == 1 else len(chosen.ids), "d": chosen.layout.d, "card": card}
 
 
 def pick_adapter(

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from w2wpp.errors import W2WError
 from w2wpp.formats import peft
+from w2wpp.formats.names import spellings
 from w2wpp.formats.tensors import finite_floats, opened
 
 TEXT_ENCODER = ("text_encoder", "lora_te")
+OWN = ("unet.", "transformer.")  # how diffusers' files call the denoiser
 # Where each format ends a key: (ending, which factor). `alpha` is a number beside the factors.
 ENDINGS = {
     ".lora_A.weight": "down",
@@ -61,7 +63,7 @@ def read_lora(path: str | Path, unet: nn.Module, *, drop_text_encoder: bool = Fa
     else:
         raise W2WError(f"{path} is neither a peft folder nor a .safetensors file. Pickles (.pt, .ckpt, .bin) are not read; convert it.")
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    spelt = {name.replace(".", "_"): name for name in layers}
+    spelt = spellings(layers, blocks_of(unet))
     factors: dict[str, dict[str, Tensor]] = {"down": {}, "up": {}, "alpha": {}}
     with opened(file) as tensors:
         metadata, keys = tensors.metadata() or {}, list(tensors.keys())
@@ -82,6 +84,12 @@ def read_lora(path: str | Path, unet: nn.Module, *, drop_text_encoder: bool = Fa
         raise W2WError(f"{path} has an alpha for {min(rest)}, and no factors. Was it cut short?")
     told = given or _metadata_scale(metadata, path)
     return Lora(str(path), factors["down"], factors["up"], _scales(path, factors["down"], factors["alpha"], told))
+
+
+def blocks_of(unet: nn.Module) -> int | None:
+    """How many layers a level of the UNet has; None where they differ, and for a transformer."""
+    found = getattr(unet, "config", {}).get("layers_per_block")
+    return found if isinstance(found, int) else None
 
 
 def _scales(path: Path, down: Mapping[str, Tensor], alphas: Mapping[str, Tensor], told: tuple[int, float] | None) -> dict[str, float]:
@@ -108,7 +116,7 @@ def _place(key: str, layers: Mapping[str, nn.Module], spelt: Mapping[str, str], 
     if stem.startswith("lora_unet_"):
         layer = spelt.get(stem.removeprefix("lora_unet_"))
     else:
-        stem = stem.removeprefix("unet.").removeprefix(peft.PREFIX)
+        stem = re.sub(r"^(unet|transformer)\.", "", stem).removeprefix(peft.PREFIX)
         stem = re.sub(r"\.processor\.(to_(?:q|k|v))$", r".\1", re.sub(r"\.processor\.to_out$", ".to_out.0", stem))
         layer = stem if stem in layers else None
     if layer is None:
@@ -143,7 +151,7 @@ def _metadata_scale(metadata: Mapping[str, str], path: Path) -> tuple[int, float
         return None
     try:
         described: dict[str, Any] = json.loads(metadata["lora_adapter_metadata"])
-        found = {key.rsplit(".", 1)[-1]: value for key, value in described.items() if key.startswith("unet.") or "." not in key}
+        found = {key.rsplit(".", 1)[-1]: value for key, value in described.items() if key.startswith(OWN) or "." not in key}
     except (ValueError, AttributeError, RecursionError) as error:
         raise W2WError(f"{path} has metadata without a usable lora_alpha and r ({error!r}). Save it again with diffusers.") from error
     if not found:

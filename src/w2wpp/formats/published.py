@@ -5,7 +5,7 @@ of attributes by identity; and the space: `mean.pt`, `std.pt` [d], `V.pt` [d, co
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ from w2wpp.weights import Labels, WeightDataset
 
 WEIGHTS, DIMENSIONS, IDENTITIES, LABELS = "all_weights.pt", "weight_dimensions.pt", "identity_df.pt", "labels.csv"
 SPACE = ("mean.pt", "std.pt", "V.pt", "proj_1000pc.pt")
-# What a pickled data frame of numbers and text is built from: pandas' and numpy's own, none of which runs the file's code.
+# What a pickled data frame of numbers and text is built from, none of which runs the file's code; not pyarrow's buffers, which
+# pandas 3 writes and which a file could make point anywhere.
 FRAME = (
+    "pandas.DataFrame",
+    "pandas.Index",
+    "pandas.RangeIndex",
     "pandas.core.frame.DataFrame",
     "pandas.core.internals.managers.BlockManager",
     "pandas.core.indexes.base.Index",
@@ -118,21 +122,24 @@ def _import_space(base: Denoiser, folder: Path, out: Path, layout: Layout, order
     return {"space": out / "space.safetensors", "points": out / "points.safetensors", "m": m}
 
 
-def export_published(dataset: WeightDataset, indices: range | list[int], folder: str | Path, memory: float = 2.0) -> None:
-    """Write rows of a dataset as `all_weights.pt` and `weight_dimensions.pt`, with `labels.csv` for ids and labels.
+def write_published(
+    folder: str | Path,
+    layout: Layout,
+    ids: Sequence[str],
+    labels: Sequence[Labels],
+    rows: Callable[[Sequence[int]], Tensor],
+    memory: float = 2.0,
+) -> None:
+    """Write n adapters as `all_weights.pt` and `weight_dimensions.pt`, with `labels.csv` for their ids and labels.
 
-    `torch.load(weights_only=True)` reads both. memory: GiB that rows may take at a time.
+    `torch.load(weights_only=True)` reads both. rows: positions -> weights [k, d]. memory: GiB that rows may take at a time.
     """
-    folder, rows = Path(folder), rows_within(memory, dataset.d)
-
-    def blocks() -> Iterator[Tensor]:
-        for at in track(range(0, len(indices), rows), f"export {rows} at a time"):
-            yield dataset.rows(indices[at : at + rows])
-
-    write_table(folder / WEIGHTS, len(indices), dataset.d, blocks())
-    shapes = {f"{peft.PREFIX}{m.name}": [(m.shape[0] * m.shape[1],), torch.Size(m.shape)] for m in dataset.layout.matrices}
+    folder, size = Path(folder), rows_within(memory, layout.d)
+    blocks = (rows(range(len(ids))[at : at + size]) for at in track(range(0, len(ids), size), f"export {size} at a time"))
+    write_table(folder / WEIGHTS, len(ids), layout.d, blocks)
+    shapes = {f"{peft.PREFIX}{m.name}": [(m.shape[0] * m.shape[1],), torch.Size(m.shape)] for m in layout.matrices}
     write_plain(folder / DIMENSIONS, shapes)
-    write_labels(folder / LABELS, [dataset.ids[i] for i in indices], [dataset.labels[i] for i in indices])
+    write_labels(folder / LABELS, ids, labels)
 
 
 def published_layout(base: Denoiser, folder: Path, alpha: float) -> tuple[Layout, Tensor]:
@@ -185,7 +192,7 @@ def _frame(path: Path) -> Any:
     strange = sorted(set(wanted) - set(FRAME))
     if strange:
         raise W2WError(
-            f"{path} asks for {strange[0]}, which no data frame needs; it was not loaded. Take it away to name rows by position."
+            f"{path} asks for {strange[0]}, more than numbers and text in numpy; it was not loaded. Take it away to name rows by position."
         )
     allowed = [(_named(name), name) for name in wanted]
     kinds = {type(import_module("numpy").dtype(code)) for code in "?bBhHiIlLqQefdOU"}

@@ -1,0 +1,77 @@
+"""What is held in memory does not grow with the number of rows: counted in rows, and measured as the system counts."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import faults
+from w2wpp.formats.torch_files import TableFile, write_table
+from w2wpp.layout import Layout
+from w2wpp.merging import copy_rows
+from w2wpp.shards import GIB, rows_within
+from w2wpp.weights import WeightDataset
+
+WIDE = Layout.of(nn.ModuleDict({"to_q": nn.Linear(50_000, 50_000)}))
+MEMORY = 16 * 4 * WIDE.d / GIB  # four rows, each in four copies
+SPARE = 96 * 2**20  # bytes a process may add to what it has: a mapped shard and some rows, not half of the data
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> WeightDataset:
+    """500 rows of 100,000 numbers in four shards, 200 MB."""
+    data = WeightDataset.create(tmp_path / "data", WIDE, faults.BASE)
+    for shard in range(4):
+        data.append(torch.full((125, WIDE.d), float(shard)), [f"{shard}-{i}" for i in range(125)])
+    return data
+
+
+def within(spare: int, act: Any) -> str:
+    """What `act` says in a process that may not add more than `spare` bytes of memory of its own."""
+    receiver, sender = faults.FORK.Pipe(duplex=False)
+
+    def limited() -> None:
+        used = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + spare, used + spare))
+        try:
+            act()
+            sender.send("done")
+        except BaseException as error:
+            sender.send(repr(error))
+
+    process = faults.FORK.Process(target=limited)
+    process.start()
+    said: str = receiver.recv()
+    process.join()
+    return said
+
+
+def test_large_datasets_are_handled_in_little_memory(big: WeightDataset, tmp_path: Path) -> None:
+    assert rows_within(MEMORY, WIDE.d) == 4
+    assert within(SPARE, lambda: torch.ones(500, WIDE.d)) != "done"  # the limit is one
+    assert within(SPARE, lambda: copy_rows(big, range(500), tmp_path / "copy", MEMORY)) == "done"
+    blocks = lambda: (big.rows(range(at, at + 4)) for at in range(0, 500, 4))  # noqa: E731
+    assert within(SPARE, lambda: write_table(tmp_path / "all_weights.pt", 500, WIDE.d, blocks())) == "done"
+
+    def read() -> None:
+        table = TableFile.open(tmp_path / "all_weights.pt")
+        for at in range(0, 500, 4):
+            assert torch.equal(table.rows(at, at + 4), big.rows(range(at, at + 4)))
+
+    assert within(SPARE, read) == "done"
+    shard = big.folder / "shards" / "000003.safetensors"
+    with shard.open("r+b") as handle:
+        handle.seek(-1, 2)
+        handle.write(b"\x01")
+    assert "row 3-124 cannot" in within(SPARE, big.verify)
+
+
+def test_copies_hold_no_more_rows_than_the_memory_says(big: WeightDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    append = WeightDataset.append
+    monkeypatch.setattr(WeightDataset, "append", lambda self, weights, *rest: (held.append(len(weights)), append(self, weights, *rest))[1])
+    copy_rows(big, range(30), tmp_path / "copy", MEMORY)
+    assert max(held) == 4 and sum(held) == 30
