@@ -63,6 +63,31 @@ def refused(act: Callable[[], Any]) -> str:
     raise AssertionError("it was accepted")
 
 
+def in_child(act: Callable[[], str], patience: float = 120) -> str:
+    """What `act` returns in a process of its own, or "crash: ..." with what it raised. Raises AssertionError if it is not done in time."""
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        # The threads of the parent's pools do not come along in a fork: to wait for one is to wait for ever.
+        torch.set_num_threads(1)
+        try:
+            sender.send(act())
+        except BaseException as error:
+            sender.send(f"crash: {error!r}")
+
+    process = FORK.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        assert receiver.poll(patience), f"not done in {patience:g} seconds"
+        return receiver.recv()
+    except EOFError:
+        return "crash: it died without a word"
+    finally:
+        process.kill()
+        process.join()
+
+
 # Kills.
 
 
@@ -78,6 +103,7 @@ def hash_of(text: str) -> int:
 
 def write(folder: Path, name: str, told: Connection) -> None:
     """Append rows one by one, and label each, for ever; tell after each that it is there."""
+    torch.set_num_threads(1)  # see in_child
     data = WeightDataset.open(folder)
     told.send(-1)
     for i in range(10**9):
@@ -101,7 +127,7 @@ def kill_writers(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
             process.start()
         for _, receiver, sender in begun:
             sender.close()
-            assert receiver.recv() == -1  # it has begun
+            assert receiver.poll(120) and receiver.recv() == -1  # it has begun
         for process in processes:
             time.sleep(draw.uniform(0, 0.03))
             process.kill()
@@ -136,23 +162,16 @@ def kill_writers(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
 
 def with_file_limit(size: int, act: Callable[[], Any]) -> str:
     """What `act` says in a process whose files cannot grow beyond `size` bytes, as on a full disk."""
-    receiver, sender = FORK.Pipe(duplex=False)
 
-    def limited() -> None:
+    def limited() -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         try:
             act()
-            sender.send("it was written")
         except W2WError as error:
-            sender.send("error: " + str(error))
-        except BaseException as error:
-            sender.send(f"crash: {error!r}")
+            return "error: " + str(error)
+        return "it was written"
 
-    process = FORK.Process(target=limited)
-    process.start()
-    said: str = receiver.recv()
-    process.join()
-    return said
+    return in_child(limited)
 
 
 def full_disk(folder: Path, writers: dict[str, Callable[[], Any]]) -> dict[str, int]:

@@ -28,7 +28,8 @@ Call = Callable[..., Ended]
 VERBS = {
     "faces align", "base train", "base show", "adapters train", "dataset info", "dataset select", "dataset merge",
     "dataset labels", "import",
-    "fit pca", "fit vae", "sample", "interpolate", "reconstruct", "edit", "invert", "generate", "score", "export", "evaluate", "demo",
+    "fit pca", "fit vae", "fit anchored-vae", "fit encoder",
+    "sample", "interpolate", "reconstruct", "edit", "invert", "generate", "score", "export", "evaluate", "demo",
 }  # fmt: skip
 
 

@@ -20,15 +20,16 @@ TABLE1 = {
         {"method": "base", "space": None, "m": None, "id_input": 0.1, "id_input_se": 0.004, "id_other": 0.09, "id_other_se": None}
         | {"id_other_people": 0.08, "id_other_people_se": 0.01, "n": 80, "missed": 3, "unet_evals": None, "seconds": None},
         {"method": "inversion", "space": "pca", "m": 128, "id_input": 0.456, "id_input_se": 0.021, "id_other": None, "id_other_se": None}
-        | {"id_other_people": 0.09, "id_other_people_se": 0.01, "n": 80, "missed": 0, "unet_evals": 4000, "seconds": 12.345},
+        | {"id_other_people": 0.09, "id_other_people_se": 0.01, "n": 80, "missed": 0, "unet_evals": 4000, "seconds": 12.345}
+        | {"against": {"inversion, published": {"id_other": {"difference": 0.04, "se": 0.012, "p": 0.01, "n": 80}}}},
     ],
 }
 
 
 def test_table_shows_errors_counts_and_gaps() -> None:
     base, pca = table1_rows(TABLE1)["rows"]
-    assert base == ["base", "", "", "0.10 ± 0.00", "0.09", "0.08 ± 0.01", "80", "3", "", ""]
-    assert pca == ["inversion", "pca", "128", "0.46 ± 0.02", "", "0.09 ± 0.01", "80", "0", "4,000", "12.3"]
+    assert base == ["base", "", "", "0.10 ± 0.00", "0.09", "0.08 ± 0.01", "", "80", "3", "", ""]
+    assert pca == ["inversion", "pca", "128", "0.46 ± 0.02", "", "0.09 ± 0.01", "+0.040 ± 0.012", "80", "0", "4,000", "12.3"]
 
 
 def test_a_page_changes_only_between_the_markers_and_twice_is_once() -> None:

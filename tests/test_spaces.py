@@ -14,6 +14,7 @@ from w2wpp.errors import W2WError
 from w2wpp.files import write_tensors
 from w2wpp.layout import Layout
 from w2wpp.spaces import streaming, vae_training
+from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import FORMAT, REGISTRY, Space, load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse
@@ -35,6 +36,9 @@ FITS: dict[str, Fit] = {
     "vae": lambda weights: VaeSpace.fit(weights, SMALL, layout=LAYOUT, base_id=BASE, device="cpu")[0],
     "vae residual-adversarial": lambda weights: VaeSpace.fit(
         weights, replace(SMALL, variant="residual-adversarial"), layout=LAYOUT, base_id=BASE, device="cpu"
+    )[0],
+    "anchored-vae": lambda weights: AnchoredVaeSpace.fit(
+        weights, AnchoredOptions(m=M, components=6, hidden=8, steps=20), layout=LAYOUT, base_id=BASE, device="cpu"
     )[0],
 }
 every_space = pytest.mark.parametrize("fit", FITS.values(), ids=FITS.keys())
