@@ -61,6 +61,20 @@ def test_before_training_it_is_probabilistic_pca(weights: Tensor, layout: Layout
     torch.testing.assert_close(mean.var(0) + log_variance.exp()[0], torch.ones(4), atol=0.02, rtol=0)
 
 
+def test_encode_follows_a_linear_decoder(weights: Tensor, layout: Layout) -> None:
+    pca = PcaSpace.fit(weights, layout=layout, m=12)
+    rest = float(pca.spread.square().sum() / pca.explained_variance_ratio.sum() - pca.spread.square().sum())
+    space = AnchoredVaeSpace.anchored(pca, SMALL, rest)
+    before, spread = space.encode(weights), space.base_log_variance.clone()
+    space.follow_decoder()  # which is still probabilistic PCA's
+    torch.testing.assert_close(space.encode(weights), before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(space.base_log_variance, spread, atol=1e-4, rtol=1e-3)
+    space.decoder.weight.data *= 3  # a decoder that amplifies: its points shrink
+    space.follow_decoder()
+    z = 0.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(space.encode(space.decode(z)), z, atol=0.05, rtol=0.05)
+
+
 def test_training_is_kept_only_where_held_out_adapters_gain(weights: Tensor, layout: Layout) -> None:
     _, history = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, device="cpu")
     losses = [found["loss"] for found in history["held_out"]]
@@ -111,6 +125,12 @@ def test_a_decoder_learns_with_its_encoder(base: BaseModel, weights: Tensor, lay
     encoder, history = fit_encoder(space, photos, EncoderOptions(hidden=8, steps=16, batch=8, lr=1e-2, measured=2), with_decoder=True)
     assert history["kept_step"] > 0 and (space.decode(torch.ones(1, 4)) - before).abs().max() > 1e-3
     encoder.check(space)
+    # `encode` and `sample` follow: decoded points are encoded again, drawn points are like those of photos.
+    z = encoder(torch.cat(list(photos.described.values())))
+    drawn = space.sample(4000, seed=1)
+    torch.testing.assert_close(drawn.mean(0), z.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), z.T.cov(), atol=0.1, rtol=0.1)
+    assert torch.equal(space.sample(3, seed=1), drawn[:3])
     few = PersonPhotos(base, dict(list(photos.latents.items())[:3]), photos.described, photos.context)
     with pytest.raises(W2WError, match="3 people are too few"):
         fit_encoder(space, few, EncoderOptions())

@@ -21,10 +21,11 @@ from w2wpp.base_model import BaseModel
 from w2wpp.errors import W2WError
 from w2wpp.evaluate import generate_for, id_score, summary, table1
 from w2wpp.faces import Face, Image
-from w2wpp.inversion.gradient import InversionOptions
+from w2wpp.inversion.gradient import PUBLISHED, InversionOptions
 from w2wpp.layout import Layout
 from w2wpp.lora import initial_weights
 from w2wpp.methods import Subject, Table1Options
+from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.vae import VaeOptions
 from w2wpp.weights import WeightDataset
 
@@ -33,6 +34,12 @@ SMALL = Table1Options(
 )
 TRAINED = AdapterOptions(prompt="photo of sks person", prior_weight=0, steps=2)
 ROW = {"method", "space", "m", "id_input", "id_input_se", "id_other", "id_other_se", "n", "missed", "unet_evals", "seconds"}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published recipe with 3 of its 400 steps."""
+    monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
 
 
 class ColourJudge:
@@ -131,7 +138,8 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
     assert {"split", "base", "command", "seed", "versions", "rows"} <= set(table)
     assert (table["split"], table["seed"], table["left_out"]) == ("test", 3, ["Unseen"])
     names = [(row["method"], row["space"], row["m"]) for row in table["rows"]]
-    spaces = [("inversion", kind, m) for kind in ("pca", "vae") for m in (2, 3)]
+    spaces = [(f"inversion, {way}", "pca", m) for m in (2, 3) for way in ("published", "prior")]
+    spaces += [("inversion, published", "vae", m) for m in (2, 3)]
     dreambooth = [(f"DreamBooth, {n}", None, None) for n in ("one photo", "many photos")]
     assert names == [("base", None, None), *dreambooth, *spaces, ("real photos", None, None)]
     for row in table["rows"]:
@@ -140,9 +148,20 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
         scored = [person["id_other"] for person in row["people"] if person["id_other"] is not None]
         assert row["n"] == len(scored)
         assert row["id_other"] == (pytest.approx(fmean(scored)) if scored else None)
-    assert [row["unet_evals"] for row in table["rows"]] == [0, 2, 2, 2, 2, 2, 2, None]
-    assert [row["photos"] for row in table["rows"]] == [0, 1, 2, 1, 1, 1, 1, 1]
+    assert [row["unet_evals"] for row in table["rows"]] == [0, 2, 2, 3, 2, 3, 2, 3, 3, None]
+    assert [row["photos"] for row in table["rows"]] == [0, 1, 2, 1, 1, 1, 1, 1, 1, 1]
     assert table["rows"][-1]["id_input"] is None and table["rows"][-1]["id_other"] > 0.9  # grey noise is one colour
+
+
+def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces, tmp_path: Path) -> None:
+    space, _ = AnchoredVaeSpace.fit(adapters, AnchoredOptions(m=3, components=4, hidden=4, steps=1), device="cpu")
+    space.save(tmp_path / "space.safetensors")
+    trained = replace(SMALL, ms=(3,), trained=((str(tmp_path / "space.safetensors"), ""),))
+    rows = table1(base, adapters, faces, options=trained, judge=JUDGE)["rows"]
+    assert [(row["method"], row["space"]) for row in rows[-3:-1]] == [("inversion, published", "vae"), ("inversion, prior", "anchored-vae")]
+    assert set(rows[-2]["against"]) == {"inversion, published", "inversion, prior"}
+    with pytest.raises(W2WError, match="there is no file"):
+        table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), judge=JUDGE)
 
 
 def test_scores_are_against_the_photos_they_are_named_for(
@@ -181,8 +200,8 @@ def test_finished_rows_are_not_made_again(
     monkeypatch.setattr(ways, "inverted", interrupted)
     with pytest.raises(KeyboardInterrupt):
         table1(base, adapters, faces, options=SMALL, folder=folder, judge=JUDGE)
-    assert {path.stem for path in (folder / "rows").iterdir()} >= {"base", "dreambooth-many-photos", "inversion-pca-3"}
-    assert (folder / "sheets" / "inversion-pca-3.png").exists()
+    assert {path.stem for path in (folder / "rows").iterdir()} >= {"base", "dreambooth-many-photos", "inversion-prior-pca-3"}
+    assert (folder / "sheets" / "inversion-prior-pca-3.png").exists()
 
     def refuse(base: BaseModel, subjects: Sequence[Subject], *arguments: Any, **options: Any) -> Any:
         raise AssertionError("DreamBooth was trained again")
@@ -191,6 +210,7 @@ def test_finished_rows_are_not_made_again(
     monkeypatch.setattr(ways, "dreambooth", refuse)
     resumed = table1(base, adapters, faces, options=SMALL, folder=folder, judge=JUDGE)
     monkeypatch.undo()
+    monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
     whole = table1(base, adapters, faces, options=SMALL, judge=JUDGE)
 
     def scores(table: dict[str, Any]) -> list[Any]:

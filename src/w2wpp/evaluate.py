@@ -17,6 +17,7 @@ from torch import Tensor
 from w2wpp.adapters import AdapterOptions
 from w2wpp.alignment import AlignedFaces
 from w2wpp.base_model import BaseModel
+from w2wpp.comparison import compared
 from w2wpp.errors import W2WError
 from w2wpp.faces import FaceJudge, embed_pictures
 from w2wpp.files import read_json, write_json
@@ -128,6 +129,7 @@ def table1(
 
     The input photo is a person's first; DreamBooth from many photos sees the first half of them; `id_other` is the
     score against the second half, which no method saw, and `id_other_people` the one against the next person's.
+    Rows of a space hold their paired differences to PCA's at the same m under `against`.
     Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
     real photos, is the ceiling: the input photo scored in place of pictures.
     folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
@@ -170,7 +172,7 @@ def table1(
         "versions": versions(),
         "left_out": sitters.left_out,
         "settings": settings,
-        "rows": rows,
+        "rows": compared(rows),
     }
 
 

@@ -61,6 +61,7 @@ def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
         "ID, input photo",
         "ID, other photos",
         "ID, other people",
+        "above PCA, published",
         "people",
         "no face",
         "UNet evaluations",
@@ -74,6 +75,7 @@ def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
             _mean_se(row["id_input"], row["id_input_se"]),
             _mean_se(row["id_other"], row["id_other_se"]),
             _mean_se(row["id_other_people"], row["id_other_people_se"]),
+            _above(row),
             row["n"],
             row["missed"],
             "" if row["unet_evals"] is None else f"{row['unet_evals']:,.0f}",
@@ -98,6 +100,12 @@ def table1_report(table1: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             {"title": "Pictures beside their photos", "figures": figures},
         ],
     }
+
+
+def _above(row: Mapping[str, Any]) -> str:
+    """The paired difference of other photos' scores to published inversion in PCA of the same m."""
+    found = row.get("against", {}).get("inversion, published", {}).get("id_other")
+    return "" if not found or found["se"] is None else f"{found['difference']:+.3f} ± {found['se']:.3f}"
 
 
 def _mean_se(mean: float | None, error: float | None) -> str:

@@ -1,6 +1,6 @@
 """Verbs on single models: invert, generate, score, export; and evaluate and demo, which run all of it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,10 +57,13 @@ def invert(
     photos: Annotated[list[Path], typer.Argument(help="Photos, one a person; inverted together, each as if alone.")],
     align: Annotated[bool, typer.Option("--align/--no-align", help="Find and align the face first.")] = True,
     mask: Annotated[Path | None, typer.Option("--mask", help="Picture over the aligned photo; white is what counts.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam.")] = 400,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Draws of noise and timestep a step.")] = 1,
-    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z.")] = 0.1,
-    prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.0,
+    published: Annotated[bool, typer.Option("--published", help="The published recipe (eq. 5), in place of the options below.")] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam.")] = 40,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Draws of noise and timestep a step, of a fixed bank.")] = 1,
+    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z; falls to 0.")] = 0.2,
+    prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.01,
+    variational: Annotated[bool, typer.Option("--variational", help="Look for a distribution over points (eq. 7).")] = False,
+    encoder: Annotated[Path | None, typer.Option("--encoder", help="Start from where this encoder puts the photo.")] = None,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
@@ -83,13 +86,19 @@ def invert(
         ids = [photo.stem for photo in photos]
         if len(set(ids)) < len(ids):
             raise W2WError("two photos have the same file name, which names their points. Rename one.")
-        options = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prompt=prompt, prior_weight=prior_weight, seed=seed)
+        chosen = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prior_weight=prior_weight, variational=variational)
+        options = replace(w2w.PUBLISHED if published else chosen, prompt=prompt, seed=seed)
+        start = None
+        if encoder:
+            network = w2w.PhotoEncoder.load(encoder)
+            network.check(opened)
+            start = network.points(images)
         latents = model.encode_images(w2w.to_tensor(images))
         painted = w2w.ready_mask(mask, model) if mask else None
         dataset = w2w.WeightDataset.open_or_create(job.out / "weights", opened.layout, model.id, {"space": str(space)})
         if dataset.ids:
             raise W2WError(f"{job.out} holds inverted models already, such as {dataset.ids[0]}. Choose another --out.")
-        found = w2w.invert(model, opened, latents, ids, options, mask=painted)
+        found = w2w.invert(model, opened, latents, ids, options, mask=painted, start=start)
         weights = opened.decode(found.z).cpu()
         dataset.append(weights, ids)
         w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
@@ -221,7 +230,10 @@ def evaluate(
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures a person and method.")] = 5,
     guidance: Guidance = 2.0,
     solver_steps: Steps = 20,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of an inversion.")] = 400,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of our inversion; the published one has 400.")] = 40,
+    spaces: Annotated[list[Path] | None, typer.Option("--space", help="A fitted space to score as well; may be repeated.")] = None,
+    encoders: Annotated[list[Path] | None, typer.Option("--encoder", help="The encoder of each --space, in the same order.")] = None,
+    searches_m: Annotated[int | None, typer.Option("--searches-m", help="Also try CMA-ES, CEM and eq. 7 in a --space of this m.")] = None,
     widths: Annotated[str, typer.Option("--widths", help="Hidden widths of the VAE's encoder.")] = "4096,2048,1024",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="The VAE's passes over its train part.")] = 12,
     group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 32,
@@ -239,6 +251,10 @@ def evaluate(
     table goes on with the row it had reached.
     """
     with run("evaluate", locals()) as job:
+        if encoders and len(encoders) != len(spaces or []):
+            raise W2WError(f"{len(encoders)} encoders were given for {len(spaces or [])} spaces. Give each --space its --encoder.")
+        files = [str(file) for file in spaces or []]
+        pairs = zip(files, [str(file) for file in encoders] if encoders else [""] * len(files), strict=True)
         options = w2w.Table1Options(
             ms=numbers(ms) if ms else (),
             min_photos=min_photos,
@@ -248,6 +264,8 @@ def evaluate(
             group=group,
             inversion=w2w.InversionOptions(steps=steps),
             vae=w2w.VaeOptions(widths=numbers(widths), epochs=epochs),
+            trained=tuple(pairs),
+            searches_m=searches_m,
         )
         model, people = w2w.BaseModel.load(base, device), w2w.AlignedFaces.open(faces)
         table = w2w.table1(model, w2w.WeightDataset.open(dataset), people, split, seed=seed, options=options, folder=job.out)

@@ -154,6 +154,10 @@ def fit_encoder(
         part.load_state_dict(states[name])
         part.requires_grad_(False)
     encoder = encoder.cpu().eval()
+    if with_decoder and isinstance(space, AnchoredVaeSpace):
+        space.follow_decoder()
+        with torch.no_grad():
+            space.fit_prior(encoder(every))
     encoder.space = fingerprint(space)
     return encoder, {**history, "kept_step": kept_step}
 

@@ -46,7 +46,9 @@ class AnchoredVaeSpace(Space):
     scale: Tensor  # [d], each coordinate's standard deviation
     basis: Tensor  # [K, d], orthonormal, in standardised units
     spread: Tensor  # [K], each coefficient's standard deviation, falling
-    base_log_variance: Tensor  # [m], of the posterior of probabilistic PCA
+    base_log_variance: Tensor  # [m], of the posterior while the residual network says nothing
+    prior_mean: Tensor  # [m], of the normal that `sample` draws from; 0 unless points of photos were seen
+    prior_factor: Tensor  # [m, m], its covariance's Cholesky factor; the identity unless points of photos were seen
 
     def __init__(self, layout: Layout, base_id: str, options: AnchoredOptions) -> None:
         super().__init__(layout, base_id)
@@ -57,6 +59,8 @@ class AnchoredVaeSpace(Space):
         self.register_buffer("basis", torch.zeros(k, layout.d))
         self.register_buffer("spread", torch.ones(k))
         self.register_buffer("base_log_variance", torch.zeros(m))
+        self.register_buffer("prior_mean", torch.zeros(m))
+        self.register_buffer("prior_factor", torch.eye(m))
         self.encoder, self.decoder = nn.Linear(k, m), nn.Linear(m, k)
         self.encoder_residual, self.decoder_residual = layers((k, options.hidden, 2 * m)), layers((m, options.hidden, k))
         self.log_sigma = nn.Parameter(torch.zeros(()))  # of the likelihood, in standardised units (sigma-VAE)
@@ -134,6 +138,29 @@ class AnchoredVaeSpace(Space):
     def decode(self, z: Tensor) -> Tensor:
         """Points z [n, m] -> adapters weights [n, d] float32 in their own units; differentiable."""
         return self.unwhiten(self.decode_whitened(z.to(self.device)))
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Draw n points from the prior, a normal with full covariance: [n, m] float32 on the CPU. Point i does not depend on n."""
+        drawn = super().sample(n, seed)
+        return self.prior_mean.cpu() + drawn @ self.prior_factor.cpu().T
+
+    def follow_decoder(self) -> None:
+        """Make `encode` the exact posterior of the decoder's linear part (Tipping and Bishop 1999, eq. 6), after it was trained."""
+        linear = self.decoder.weight.detach().double()  # [K, m]
+        precision = self.spread.double().square() / (2 * self.log_sigma.detach().double()).exp()  # [K], of each coefficient's noise
+        posterior = (linear.T @ (precision[:, None] * linear) + torch.eye(self.m).to(linear)).inverse()
+        self.encoder.weight.data = (posterior @ (linear.T * precision)).float()
+        self.encoder.bias.data = -(self.encoder.weight.data @ self.decoder.bias.data)
+        self.base_log_variance = posterior.diagonal().log().float()
+        for parameter in self.encoder_residual[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def fit_prior(self, z: Tensor) -> None:
+        """Let `sample` draw from the normal of points z [n, m] of real people, n above m: encoded points need not be N(0, I)."""
+        self.prior_mean = z.mean(0).to(self.prior_mean)
+        covariance = z.double().T.cov()
+        floor = 1e-4 * covariance.diagonal().mean() * torch.eye(self.m).to(covariance)
+        self.prior_factor = torch.linalg.cholesky(covariance + floor).to(self.prior_factor)
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""
