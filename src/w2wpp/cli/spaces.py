@@ -33,6 +33,8 @@ TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that 
 TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
 EncoderSteps = Annotated[int, typer.Option("--encoder-steps", min=1, help="Steps of Adam on photos.")]
 
+LOOKED_AT = 4096  # adapters at most, evenly spaced, from which `w2w fit vae` tells a collapse
+
 fit = typer.Typer(help="Fit a space to a weight dataset.", no_args_is_help=True)
 
 
@@ -85,6 +87,11 @@ def fit_vae(
     warmup_epochs: Annotated[int, typer.Option("--warmup-epochs", help="First epochs, without the KL term.")] = 3,
     schedule: Annotated[str, typer.Option("--schedule", help="How the KL weight rises: steps or cyclical.")] = "steps",
     variant: Annotated[str, typer.Option("--variant", help="plain, or residual-adversarial.")] = "plain",
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Of each of 16 drawn models, to see whether they differ; 0: none.")
+    ] = 0,
+    prompt: Prompt = SKS,
+    base: Base = "tiny-faces",
     seed: Seed = 0,
     device: Device = "auto",
     out: Out = None,
@@ -92,7 +99,10 @@ def fit_vae(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """VAE-w2w: a variational autoencoder of the weights (Weights2Weights++, section 5.1)."""
+    """VAE-w2w: a variational autoencoder of the weights (Weights2Weights++, section 5.1), and whether it collapsed.
+
+    With --pictures, also how alike the faces of drawn models are, beside those of as many training adapters: 1 is one face.
+    """
     with run("fit-vae", locals(), "space.safetensors") as job:
         options = w2w.VaeOptions(
             m=m,
@@ -107,9 +117,17 @@ def fit_vae(
             seed=seed,
         )
         weights = w2w.WeightDataset.open(dataset)
+        model = w2w.BaseModel.load(base, device) if pictures else None
+        if model:  # now, and not after the training
+            weights.check(weights.layout, model.id, f"base {base}")
         space, history = w2w.VaeSpace.fit(weights, options, device=device)
         space.save(job.out)
-        job.results = {"m": space.m, "d": space.layout.d, "history": history, "collapse": w2w.collapse(space, weights.rows())}
+        looked_at = weights.rows(range(0, len(weights), -(-len(weights) // LOOKED_AT)))
+        job.results = {"m": space.m, "d": space.layout.d, "history": history, "collapse": w2w.collapse(space, looked_at)}
+        if model:
+            from w2wpp.likeness import drawn_and_training
+
+            job.results["likeness"] = drawn_and_training(model, space, weights, prompt, range(seed, seed + pictures))
 
 
 @fit.command("anchored-vae")

@@ -84,11 +84,15 @@ class VaeSpace(Space):
 
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN."""
-        return self.posterior(self.given(weights) * self.options.scale)[0]
+        return self.posterior(self.scaled(weights))[0]
 
     def decode(self, z: Tensor) -> Tensor:
         """Points z [n, m] -> adapters weights [n, d] float32 in their own units; differentiable."""
         return self.decode_scaled(z.to(self.device)) / self.options.scale
+
+    def scaled(self, weights: Tensor) -> Tensor:
+        """Adapters weights [n, d] -> x [n, d], in the units of the loss. Raises W2WError for another d or NaN."""
+        return self.given(weights) * self.options.scale
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled adapters x [n, d] -> mean and log variance of their latents, [n, m] each."""
@@ -135,6 +139,40 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
 
 
+def kept_directions(spectrum: Tensor, d: int, m: int, kl_weight: float) -> dict[str, Any]:
+    """How many principal directions the weighted loss can keep, given their variances `spectrum` [k], in the loss's units.
+
+    Squared error averaged over d and `kl_weight` times the KL averaged over m latents are, but for a factor, a Gaussian
+    likelihood of variance sigma^2 = kl_weight d / 2m: `collapse_threshold`. A linear VAE at its optimum keeps the m largest
+    variances that exceed it; the others collapse (Lucas et al. 2019, arXiv:1911.02469, section 4).
+    directions_above, directions_kept: those that exceed it, and the at most m that are kept. spectrum: variances by rank,
+    from the largest. linear_optimum: what that VAE reaches, against which a trained one may be held: nats a latent
+    (mean of log(variance / sigma^2) / 2, None at sigma = 0) and the variance of its reconstructions over the adapters'.
+    """
+    variances = spectrum.double().clamp_min(0).sort(descending=True).values
+    threshold = kl_weight * d / (2 * m)
+    above = int((variances > threshold).sum())
+    kept = variances[: min(above, m)]
+    ranks = [2**i for i in range(len(variances).bit_length())]
+    return {
+        "collapse_threshold": threshold,
+        "directions_above": above,
+        "directions_kept": len(kept),
+        "largest_variance": float(variances[0]),
+        "spectrum": {str(rank): float(variances[rank - 1]) for rank in ranks},
+        "linear_optimum": {
+            "kl_per_unit": float((kept / threshold).log().sum()) / (2 * m) if threshold else None,
+            # A kept direction is decoded by sqrt(l - s^2) from a mean of variance 1 - s^2 / l.
+            "decoded_spread_ratio": float(((kept - threshold).square() / kept).sum() / variances.sum()),
+        },
+    }
+
+
+def principal_variances(x: Tensor) -> Tensor:
+    """The variances of the principal directions of x [n, d]: [min(n, d)] float64, rising."""
+    return torch.linalg.eigvalsh(smaller_product(x - x.mean(0))) / (len(x) - 1)
+
+
 @torch.no_grad()
 def collapse(space: VaeSpace, weights: Tensor) -> dict[str, Any]:
     """How much of the adapters weights [n, d] the latents still carry, as plain numbers.
@@ -142,27 +180,21 @@ def collapse(space: VaeSpace, weights: Tensor) -> dict[str, Any]:
     active_units: latents whose posterior mean varies by more than 0.01 over adapters (Burda et al. 2016).
     kl_per_unit: nats a latent, over adapters. decoded_spread_ratio: variance of the reconstructions over that of the
     adapters; sampled_spread_ratio: the same of drawn points; near 0 means that the answer is always the mean adapter.
-    collapse_threshold: sigma^2 = beta d / 2m in x10 units, the likelihood's variance that the published weighting
-    amounts to; a principal direction with less variance collapses (Lucas et al. 2019, arXiv:1911.02469).
-    directions_above: how many have more, of all principal directions; largest_variance: that of the first.
+    Beside them what `kept_directions` says of the spectrum of these adapters. Units are those of the loss: x10.
     """
-    parts = [space.given(weights[s]) * space.options.scale for s in batches(len(weights), 512)]
-    means, variances = (torch.cat(found) for found in zip(*(space.posterior(x) for x in parts), strict=True))
+    x = torch.cat([space.scaled(weights[s]) for s in batches(len(weights), 512)])
+    means, variances = (torch.cat(found) for found in zip(*(space.posterior(x[s]) for s in batches(len(x), 512)), strict=True))
     kl = kl_divergence(means, variances).mean(0)
-    total = _spread(parts)
-    x = torch.cat(parts)
-    spectrum = torch.linalg.eigvalsh(smaller_product(x - x.mean(0))) / (len(x) - 1)
-    threshold = space.options.kl_weight * space.layout.d / (2 * space.m)
-    drawn = space.sample(min(len(weights), 512))
+    total = _spread([x])
+    drawn = space.sample(min(len(weights), 512)).to(space.device)
     return {
+        "adapters": len(x),
         "active_units": int((means.var(0) > 0.01).sum()),
         "m": space.m,
         "kl_per_unit": {"mean": float(kl.mean()), "median": float(kl.median()), "min": float(kl.min()), "max": float(kl.max())},
         "decoded_spread_ratio": _spread([space.decode_scaled(means[s]) for s in batches(len(means), 512)]) / total,
-        "sampled_spread_ratio": _spread([space.decode_scaled(drawn.to(space.device))]) / total,
-        "collapse_threshold": threshold,
-        "directions_above": int((spectrum > threshold).sum()),
-        "largest_variance": float(spectrum[-1]),
+        "sampled_spread_ratio": _spread([space.decode_scaled(drawn)]) / total,
+        **kept_directions(principal_variances(x), space.layout.d, space.m, space.options.kl_weight),
     }
 
 
