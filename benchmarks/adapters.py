@@ -2,7 +2,7 @@
 
     python benchmarks/adapters.py --people 16 --rounds 3
 
-Same base, people, photos, steps, batch, rank and targets. Three ways, each in a process of its own, in turn:
+Same base, people, photos, steps, batch, rank, targets and bfloat16 products. Three ways, each in a process of its own, in turn:
   ours           w2wpp.train_adapters, everyone in one batch
   script         as diffusers' DreamBooth-LoRA example: peft's LoRA on the UNet, each step encodes its photos and captions
   script-cached  the same with latents and captions encoded once
@@ -23,11 +23,11 @@ from statistics import median
 import diffusers
 import peft
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from w2wpp.adapters import AdapterOptions, options_for, train_adapters
-from w2wpp.base_model import BaseModel
+from w2wpp.base_model import TINY_FACES, BaseModel
 from w2wpp.files import write_json
 from w2wpp.images import to_tensor
 
@@ -83,6 +83,10 @@ def work(way: str, args: argparse.Namespace) -> dict[str, float]:
     drawn = base.generate(options.prior_prompt, range(4 * args.people + 8), steps=4)
     photos = [to_tensor(drawn[4 * i : 4 * i + 4]) for i in range(args.people)]
     prior = to_tensor(drawn[4 * args.people :])
+    if way != "ours":  # a script has the UNet as diffusers loads it, without what BaseModel.load changes for speed
+        source = TINY_FACES if args.base == "tiny-faces" else args.base
+        plain = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+        base.pipeline.unet = plain.to(base.device, base.dtype).requires_grad_(False).eval()
     run = {"ours": ours, "script": script, "script-cached": script_cached}[way]
     run(base, photos[:1], prior, replace(options, steps=2))  # warm up
     start = time.perf_counter()
@@ -102,7 +106,6 @@ def ours(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterO
 
 
 def script(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterOptions, cached: bool = False) -> None:
-    base.pipeline.unet.set_attn_processor(AttnProcessor2_0())  # what a script gets
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=list(options.targets))
     draw = torch.Generator().manual_seed(0)
     captions = [options.prompt] * options.batch + [options.prior_prompt] * options.prior_batch

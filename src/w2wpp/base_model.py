@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
+from w2wpp.cpu import suit_cpu
 from w2wpp.errors import W2WError
 from w2wpp.images import Image, batches, to_images
 from w2wpp.layout import Layout
@@ -76,8 +76,7 @@ class BaseModel:
             raise W2WError(f"base model {source} does not load: {reason} Give a pipeline folder or a hub id.") from error
         pipeline.set_progress_bar_config(disable=True)
         if picked.type == "cpu":
-            # The fused attention's backward is slow on CPUs: it was 40% of a training step.
-            pipeline.unet.set_attn_processor(AttnProcessor())
+            suit_cpu(pipeline.unet)
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             module.to(picked).requires_grad_(False).eval()
         return cls(pipeline, str(source), picked, dtype)
