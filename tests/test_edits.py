@@ -1,7 +1,10 @@
 """Edits: planted directions, strengths in standard deviations, attributes that stay, composition, delayed injection."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -205,6 +208,68 @@ def test_a_delayed_edit_is_the_original_before_and_the_edited_model_after(base: 
     assert not np.array_equal(halfway, lower) and not np.array_equal(halfway, upper)
     with pytest.raises(W2WError, match="share from 0"):
         at(1.5)
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    """benchmarks/edits.py, which is no part of the package."""
+    path = Path(__file__).parents[1] / "benchmarks" / "edits.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_edits", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_balanced_accuracy_is_one_for_perfect_scores_and_half_for_a_constant(benchmark: ModuleType) -> None:
+    labels = torch.tensor([0.0, 0, 0, 1])
+    assert benchmark.balanced_accuracy(labels, labels) == 1
+    assert benchmark.balanced_accuracy(1 - labels, labels) == 0
+    assert benchmark.balanced_accuracy(torch.ones(4), labels) == benchmark.balanced_accuracy(torch.zeros(4), labels) == 0.5
+    assert benchmark.balanced_accuracy(torch.tensor([0.0, 0, 1, 1]), labels) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_the_classifier_finds_a_planted_attribute_and_its_scores_are_0_and_1_at_the_labels_means(benchmark: ModuleType) -> None:
+    labels = torch.tensor([1.0, 0]).repeat(30)
+    faces = draw(60, 2, 512).numpy()
+    faces[:, :, 0] += 8 * labels.numpy()[:, None]
+    faces[3, 1] = np.nan  # no face found
+    found = benchmark.Classifier.fit(faces, labels, [f"person-{i}" for i in range(60)])
+    assert found.n == 119 and found.accuracy > 0.9 and found.auc > 0.95
+    fresh = draw(60, 2, 512, seed=1).numpy()
+    fresh[:, :, 0] += 8 * labels.numpy()[:, None]
+    pictures = benchmark.Drawn(np.zeros((60, 2, 1, 1, 3), np.uint8), fresh)
+    report = found.report(pictures, pictures, labels)
+    assert report["accuracy_scored_people"] > 0.9 and report["auc_scored_people"] == report["auc_scored_people_unencoded"]
+    means = [float(found(fresh)[labels == label].mean()) for label in (0, 1)]
+    assert means == pytest.approx([0, 1], abs=0.2)
+
+
+def test_the_floors_tell_people_from_image_seeds(benchmark: ModuleType) -> None:
+    def unit(*at: int) -> np.ndarray:
+        return sum(np.eye(512)[i] for i in at) / len(at) ** 0.5
+
+    # Half of a picture's embedding is its person (0 to 2), half its image seed (10 + 2 i + j).
+    shown = np.array([[unit(i, 10 + 2 * i + j) for j in range(2)] for i in range(3)])
+    beside = np.array([[unit((i + 1) % 3, 10 + 2 * i + j) for j in range(2)] for i in range(3)])
+    blank = np.zeros((3, 2, 1, 1, 3), np.uint8)
+    own = np.array([unit(i) for i in range(3)])
+    row = benchmark.floors(benchmark.Drawn(blank, shown), benchmark.Drawn(blank, beside), {}, own)
+    expected = {"same_person_other_seed": 0.5, "other_people_same_seed": 0.5, "other_people_other_seed": 0, "photos": 0.5**0.5}
+    for name, score in {**expected, "photos_other_people": 0}.items():
+        assert row[f"id_{name}"] == pytest.approx(score)
+
+
+def test_the_people_scored_are_no_others_and_each_seed_is_their_own(benchmark: ModuleType) -> None:
+    people = [f"person-{i // 2}" for i in range(40)]
+    man = torch.tensor([float("nan"), 1, 0, 1]).repeat_interleave(2).repeat(5)
+    test, train = benchmark.balanced(people, man, (4, 6), 0)
+    assert [float(man[i]) for i in test] == [1, 1, 0, 0] and [float(man[i]) for i in train] == [1] * 3 + [0] * 3
+    assert not {people[i] for i in test} & {people[i] for i in train} and all(i % 2 == 0 for i in test + train)
+    with pytest.raises(W2WError, match="Ask for fewer"):
+        benchmark.balanced(people, man, (4, 40), 0)
+    assert len({seed for person in people for seed in benchmark.image_seeds(0, person, 3)}) == 60
 
 
 def test_edit_from_the_command_line(w2w: Callable[..., Ended], tmp_path: Path, pico: Path, dataset: Path) -> None:
