@@ -34,11 +34,11 @@ class EncoderOptions:
     """How an encoder is trained, alone or with the decoder of its space."""
 
     hidden: int = 512  # width of the residual network's one hidden layer
-    steps: int = 360  # of Adam
+    steps: int = 1000  # of Adam
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise a person and step
-    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
-    prior_weight: float = 0.002  # of the KL to the prior, a latent (eq. 7)
+    lr: float = 4e-3  # Adam's peak rate; it falls along a half cosine to 0
+    prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
     measured: int = 5  # times that held-out people's loss is taken; the best is kept
     seed: int = 0
@@ -65,6 +65,14 @@ class PhotoEncoder(nn.Module):
         """Descriptions [n, f] -> points z [n, m] float32."""
         x = (described - self.mean) / self.scale
         return self.linear(x) + self.residual(x)
+
+    def recentre(self, mean: Tensor, factor: Tensor) -> None:
+        """Follow a space whose points z have become factor^-1 (z - mean)."""
+        self.linear.bias.data -= mean
+        for linear in (self.linear, self.residual[-1]):
+            for parameter in (linear.weight, linear.bias):
+                moved = torch.linalg.solve_triangular(factor, parameter.data.reshape(self.m, -1), upper=False)
+                parameter.data = moved.reshape(parameter.shape)
 
     def points(self, images: Sequence[Image]) -> Tensor:
         """Aligned photos [h, w, 3] uint8 -> points z [n, m]. Raises W2WError without the extra that describes faces."""
@@ -102,8 +110,9 @@ def fit_encoder(
 ) -> tuple[PhotoEncoder, dict[str, Any]]:
     """Train an encoder for a space on people's photos, by the bound of eq. 7 on any photo of the person.
 
-    One photo is described; the decoded adapter has to denoise all of that person's photos. A tenth of the people is held
-    out and says which step is kept. with_decoder: train the decoder of an anchored VAE with it, in place.
+    One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
+    the people is held out and says which step is kept. with_decoder: train the decoder of an anchored VAE with it, in
+    place, and choose the coordinates of z in which these people's points are N(0, I).
     Returns the encoder, and its history: the loss and its parts on train and held-out people, a row a measurement.
     Raises W2WError for too few people, or a loss that is no number.
     """
@@ -155,9 +164,9 @@ def fit_encoder(
         part.requires_grad_(False)
     encoder = encoder.cpu().eval()
     if with_decoder and isinstance(space, AnchoredVaeSpace):
-        space.follow_decoder()
         with torch.no_grad():
-            space.fit_prior(encoder(every))
+            encoder.recentre(*space.recentre(encoder(every)))
+        space.follow_decoder()
     encoder.space = fingerprint(space)
     return encoder, {**history, "kept_step": kept_step}
 

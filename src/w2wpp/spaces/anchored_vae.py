@@ -25,7 +25,7 @@ class AnchoredOptions:
     """How an anchored VAE is built and trained."""
 
     m: int = 128  # latents
-    components: int = 1024  # K, principal components that the networks see; at most what the adapters span
+    components: int = 2048  # K, principal components that the networks see; at most what the adapters span
     hidden: int = 512  # width of the residual networks' one hidden layer
     steps: int = 1200  # of Adam
     batch: int = 64  # adapters a step
@@ -47,8 +47,6 @@ class AnchoredVaeSpace(Space):
     basis: Tensor  # [K, d], orthonormal, in standardised units
     spread: Tensor  # [K], each coefficient's standard deviation, falling
     base_log_variance: Tensor  # [m], of the posterior while the residual network says nothing
-    prior_mean: Tensor  # [m], of the normal that `sample` draws from; 0 unless points of photos were seen
-    prior_factor: Tensor  # [m, m], its covariance's Cholesky factor; the identity unless points of photos were seen
 
     def __init__(self, layout: Layout, base_id: str, options: AnchoredOptions) -> None:
         super().__init__(layout, base_id)
@@ -59,8 +57,6 @@ class AnchoredVaeSpace(Space):
         self.register_buffer("basis", torch.zeros(k, layout.d))
         self.register_buffer("spread", torch.ones(k))
         self.register_buffer("base_log_variance", torch.zeros(m))
-        self.register_buffer("prior_mean", torch.zeros(m))
-        self.register_buffer("prior_factor", torch.eye(m))
         self.encoder, self.decoder = nn.Linear(k, m), nn.Linear(m, k)
         self.encoder_residual, self.decoder_residual = layers((k, options.hidden, 2 * m)), layers((m, options.hidden, k))
         self.log_sigma = nn.Parameter(torch.zeros(()))  # of the likelihood, in standardised units (sigma-VAE)
@@ -139,11 +135,6 @@ class AnchoredVaeSpace(Space):
         """Points z [n, m] -> adapters weights [n, d] float32 in their own units; differentiable."""
         return self.unwhiten(self.decode_whitened(z.to(self.device)))
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Draw n points from the prior, a normal with full covariance: [n, m] float32 on the CPU. Point i does not depend on n."""
-        drawn = super().sample(n, seed)
-        return self.prior_mean.cpu() + drawn @ self.prior_factor.cpu().T
-
     def follow_decoder(self) -> None:
         """Make `encode` the exact posterior of the decoder's linear part (Tipping and Bishop 1999, eq. 6), after it was trained."""
         linear = self.decoder.weight.detach().double()  # [K, m]
@@ -155,12 +146,18 @@ class AnchoredVaeSpace(Space):
         for parameter in self.encoder_residual[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def fit_prior(self, z: Tensor) -> None:
-        """Let `sample` draw from the normal of points z [n, m] of real people, n above m: encoded points need not be N(0, I)."""
-        self.prior_mean = z.mean(0).to(self.prior_mean)
-        covariance = z.double().T.cov()
+    def recentre(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the coordinates in which points z [n, m] of real people, n above m, are N(0, I): encoded points need not be.
+
+        What was z decodes as (z - mean) factor^-T from now on. Returns mean [m] and factor [m, m], lower triangular.
+        """
+        mean, covariance = z.mean(0), z.double().T.cov()
         floor = 1e-4 * covariance.diagonal().mean() * torch.eye(self.m).to(covariance)
-        self.prior_factor = torch.linalg.cholesky(covariance + floor).to(self.prior_factor)
+        factor = torch.linalg.cholesky(covariance + floor).float()
+        for linear in (self.decoder, self.decoder_residual[0]):
+            linear.bias.data += linear.weight.data @ mean.to(self.device)
+            linear.weight.data = linear.weight.data @ factor.to(self.device)
+        return mean, factor
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""
