@@ -1,6 +1,7 @@
 """Verbs on spaces and their points: fit, sample, interpolate, reconstruct."""
 
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,9 @@ from w2wpp.errors import W2WError
 
 TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
 TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
+Teacher = Annotated[
+    str, typer.Option("--teacher", help="names: what the base draws when told a name; photos; auto: names where the base knows each.")
+]
 EncoderSteps = Annotated[int, typer.Option("--encoder-steps", min=1, help="Steps of Adam on photos.")]
 
 LOOKED_AT = 4096  # adapters at most, evenly spaced, from which `w2w fit vae` tells a collapse
@@ -46,6 +50,13 @@ class SolverName(StrEnum):
     streaming = "streaming"
 
 
+class ComponentPrecision(StrEnum):
+    """How precisely to keep principal components."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to `w2w`."""
     app.add_typer(fit, name="fit")
@@ -57,11 +68,18 @@ def register(app: typer.Typer) -> None:
 @fit.command("pca")
 def fit_pca(
     dataset: Dataset = "tiny-faces",
-    m: Annotated[int, typer.Option("--m", help="How many principal components to keep.")] = 512,
-    solver: Annotated[SolverName, typer.Option("--solver", help="exact holds all adapters in memory, streaming reads them by blocks.")] = (
-        SolverName.auto
-    ),
-    memory: Annotated[float, typer.Option("--memory", min=0.01, help="Memory to use, GiB; what needs more is streamed.")] = 2.0,
+    m: Annotated[int | None, typer.Option("--m", help="Components to keep.  [default: 512; with --update as many as before]")] = None,
+    update: Annotated[
+        Path | None, typer.Option("--update", help="A space fitted to this dataset before more was appended: take in only the new rows.")
+    ] = None,
+    solver: Annotated[
+        SolverName,
+        typer.Option("--solver", help="exact: through a square matrix; streaming: few passes, keeps 0.1% less variance at most."),
+    ] = SolverName.auto,
+    memory: Annotated[float, typer.Option("--memory", min=0.01, help="Memory to use, GiB.")] = 2.0,
+    dtype: Annotated[
+        ComponentPrecision | None, typer.Option("--dtype", help="Of the components.  [default: float32; with --update as before]")
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     runs: Runs = RUNS,
@@ -70,9 +88,17 @@ def fit_pca(
 ) -> None:
     """PCA-w2w: standardise each coordinate and keep m principal components (Dravid et al. 2024, section 3.2)."""
     with run("fit-pca", locals(), "space.safetensors") as job:
-        space = w2w.PcaSpace.fit(w2w.WeightDataset.open(dataset), m=m, solver=solver.value, memory=memory, seed=seed)
+        data, kept = w2w.WeightDataset.open(dataset), getattr(import_module("torch"), dtype.value) if dtype else None
+        common = {"solver": solver.value, "memory": memory, "seed": seed, "dtype": kept}
+        if update:
+            before = w2w.load_space(update)
+            if not isinstance(before, w2w.PcaSpace):
+                raise W2WError(f"{update} is a space of kind {before.kind}; only pca can be updated. Fit it again.")
+            space = before.update(data, m=m, **common)
+        else:
+            space = w2w.PcaSpace.fit(data, m=512 if m is None else m, **common)
         space.save(job.out)
-        job.results = {"m": space.m, "d": space.layout.d, "explained_variance": float(space.explained_variance_ratio.sum())}
+        job.results = {"m": space.m, "d": space.layout.d, "n": space.n, "explained_variance": float(space.explained_variance_ratio.sum())}
 
 
 @fit.command("vae")
@@ -134,11 +160,12 @@ def fit_vae(
 def fit_anchored(
     dataset: Dataset = "tiny-faces",
     m: Annotated[int, typer.Option("--m", help="Latent dimensions.")] = 128,
-    components: Annotated[int, typer.Option("--components", help="Principal components that the networks see.")] = 1024,
+    components: Annotated[int, typer.Option("--components", help="Principal components that the networks see.")] = 2048,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam on the weights' bound.")] = 400,
     faces: TrainFaces = None,
     split: TrainSplit = "train",
-    encoder_steps: EncoderSteps = 360,
+    teacher: Teacher = "auto",
+    encoder_steps: EncoderSteps = 900,
     encoder: Annotated[Path | None, typer.Option("--encoder", help="Where to put the encoder, with --faces.")] = None,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
@@ -160,10 +187,10 @@ def fit_anchored(
         space, history = w2w.AnchoredVaeSpace.fit(w2w.WeightDataset.open(dataset), options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": history}
         if faces and encoder:
-            photos = w2w.PersonPhotos.of(w2w.BaseModel.load(base, device), faces, split, prompt)
+            photos = w2w.PersonPhotos.of(w2w.BaseModel.load(base, device), faces, split, prompt, teacher)
             fitted, trained = w2w.fit_encoder(space, photos, w2w.EncoderOptions(steps=encoder_steps, seed=seed), with_decoder=True)
             fitted.save(encoder)
-            job.results |= {"encoder": encoder, "encoder_history": trained}
+            job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
         space.save(job.out)
 
 
@@ -172,7 +199,8 @@ def fit_encoder(
     space: SpaceFile,
     faces: Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")],
     split: TrainSplit = "train",
-    encoder_steps: EncoderSteps = 360,
+    teacher: Teacher = "auto",
+    encoder_steps: EncoderSteps = 900,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
     seed: Seed = 0,
@@ -185,10 +213,10 @@ def fit_encoder(
     """A network from a photo to a point of any space: a model in one pass, and a start for inversion."""
     with run("fit-encoder", locals(), "encoder.safetensors") as job:
         model, opened = open_space(space, base, device)
-        photos = w2w.PersonPhotos.of(model, faces, split, prompt)
+        photos = w2w.PersonPhotos.of(model, faces, split, prompt, teacher)
         fitted, history = w2w.fit_encoder(opened, photos, w2w.EncoderOptions(steps=encoder_steps, seed=seed))
         fitted.save(job.out)
-        job.results = {"m": fitted.m, "history": history}
+        job.results = {"m": fitted.m, "teacher": photos.teacher, "history": history}
 
 
 def sample(

@@ -34,10 +34,10 @@ class EncoderOptions:
     """How an encoder is trained, alone or with the decoder of its space."""
 
     hidden: int = 512  # width of the residual network's one hidden layer
-    steps: int = 1000  # of Adam
+    steps: int = 900  # of Adam
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise a person and step
-    lr: float = 4e-3  # Adam's peak rate; it falls along a half cosine to 0
+    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
     measured: int = 5  # times that held-out people's loss is taken; the best is kept
@@ -163,7 +163,7 @@ def fit_encoder(
         part.load_state_dict(states[name])
         part.requires_grad_(False)
     encoder = encoder.cpu().eval()
-    if with_decoder and isinstance(space, AnchoredVaeSpace):
+    if with_decoder and kept_step and isinstance(space, AnchoredVaeSpace):
         with torch.no_grad():
             encoder.recentre(*space.recentre(encoder(every)))
         space.follow_decoder()
