@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from w2wpp import adapters
 from w2wpp.adapters import PRESETS, AdapterOptions, options_for, prior_latents, train_adapters
 from w2wpp.errors import W2WError
 
@@ -33,6 +34,30 @@ def test_result_does_not_depend_on_who_shares_the_batch(exact):
     reversed_ = train_adapters(exact, layout, list(people.values())[::-1], list(people)[::-1], OPTIONS, prior)
     torch.testing.assert_close(reversed_.weights.flip(0), together.weights, atol=2e-5, rtol=1e-4)
     assert (together.weights[0] - together.weights[1]).abs().max() > 1e-3
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_result_does_not_depend_on_the_number_of_cores(exact, monkeypatch, two_cores):
+    layout = OPTIONS.layout_of(exact)
+    people = [f"person {i}" for i in range(5)]
+    latents = [photos(exact, 2, i) for i in range(5)]
+    one_share = train_adapters(exact, layout, latents, people, OPTIONS, photos(exact, 3, 9))
+    monkeypatch.setattr(adapters, "WORTH_A_CORE", 2)
+    two_shares = train_adapters(exact, layout, latents, people, OPTIONS, photos(exact, 3, 9))
+    assert torch.get_num_threads() == 2
+    torch.testing.assert_close(two_shares.weights, one_share.weights, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(two_shares.losses, one_share.losses, atol=1e-5, rtol=1e-4)
+    assert two_shares.unet_evals == one_share.unet_evals
+    with pytest.raises(W2WError, match="diverged"):
+        train_adapters(exact, layout, latents, people, replace(OPTIONS, lr=float("inf")))
+    assert torch.get_num_threads() == 2
 
 
 def test_training_lowers_the_loss_and_counts_its_evaluations(exact):

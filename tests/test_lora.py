@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import torch
 
 from w2wpp.layout import Layout
@@ -41,3 +44,24 @@ def test_initial_weights_change_nothing_and_the_base_is_restored(base):
     assert torch.equal(run(base, 1), plain)
     assert torch.equal(initial_weights(layout, 3), initial_weights(layout, 3))
     assert not torch.equal(initial_weights(layout, 3), initial_weights(layout, 4))
+
+
+def test_threads_that_share_a_unet_have_each_their_own_adapters(base):
+    layout = Layout.of(base.pipeline.unet)
+    adapters = torch.randn(2, 1, layout.d, generator=torch.Generator().manual_seed(2)) * 0.1
+    alone = []
+    for weights in adapters:
+        with adapted(base.pipeline.unet, layout, weights):
+            alone.append(run(base, 1))
+    both_open = Barrier(2)
+
+    def work(weights):
+        with adapted(base.pipeline.unet, layout, weights):
+            both_open.wait()
+            output = run(base, 1)
+            both_open.wait()
+        return output
+
+    with ThreadPoolExecutor(2) as pool:
+        for output, expected in zip(pool.map(work, adapters), alone, strict=True):
+            torch.testing.assert_close(output, expected)

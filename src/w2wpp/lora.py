@@ -6,6 +6,7 @@ the shared activations. Training, inversion, sampling and evaluation all go thro
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def initial_weights(layout: Layout, seed: int = 0) -> Tensor:
 def adapted(unet: nn.Module, layout: Layout, weights: Tensor) -> Iterator[None]:
     """While open, `unet` runs with the adapters `weights` [k, d]; gradients flow to them.
 
+    It holds for the thread that opened it, so that several threads can share one UNet, each with its own adapters.
     The UNet's batch must be a multiple of k, adapter-major: with n pictures each, rows i n to (i+1) n - 1 belong to
     adapter i. Hu et al. 2021: W x + (alpha / r) B A x.
     """
@@ -52,9 +54,11 @@ def adapted(unet: nn.Module, layout: Layout, weights: Tensor) -> Iterator[None]:
 
 
 def _add_product(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    k = down.shape[0]
+    k, thread = down.shape[0], get_ident()
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if get_ident() != thread:
+            return output
         x = inputs[0]
         grouped = x.reshape(k, -1, x.shape[-1])
         product = torch.bmm(torch.bmm(grouped, down.to(x.dtype)), up.to(x.dtype))
