@@ -151,6 +151,21 @@ def test_in_new_coordinates_the_same_adapters_are_decoded(weights: Tensor, layou
     torch.testing.assert_close(again.T.cov(), torch.eye(4), atol=1e-2, rtol=0)
 
 
+def test_compact_is_the_same_space_in_fewer_components(weights: Tensor, layout: Layout, tmp_path: Path) -> None:
+    options = AnchoredOptions(m=4, components=40, hidden=8, steps=20)
+    space, _ = AnchoredVaeSpace.fit(weights, options, layout=layout, device="cpu")
+    torch.nn.init.normal_(space.decoder_residual[-1].weight, std=0.1, generator=torch.Generator().manual_seed(3))
+    space.follow_decoder()
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    decoded, encoded, spread = space.decode(z), space.encode(weights), weights.std(0).mean()
+    space.compact()
+    assert space.basis.shape[0] == space.config()["options"]["components"] == 4 + 8 + 1
+    torch.testing.assert_close(space.decode(z), decoded, atol=float(0.01 * spread), rtol=0)
+    torch.testing.assert_close(space.encode(weights), encoded, atol=0.01, rtol=0)
+    space.save(tmp_path / "space.safetensors")
+    assert torch.equal(load_space(tmp_path / "space.safetensors").decode(z), space.decode(z))
+
+
 def test_names_teach_what_the_base_draws_when_told_one(base: BaseModel, layout: Layout, photos: PersonPhotos, tmp_path: Path) -> None:
     contexts = base.encode_text(["photo of sks person", "photo of sks person smiling", ""]).float()
     ask = partial(PersonPhotos, base, photos.latents, photos.described, contexts)

@@ -18,7 +18,7 @@ from w2wpp.base_training import BaseTraining
 from w2wpp.cli import app
 from w2wpp.demo import DemoOptions
 from w2wpp.images import write_image
-from w2wpp.inversion.gradient import InversionOptions
+from w2wpp.inversion.gradient import REFINED, InversionOptions
 from w2wpp.layout import Layout
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions
@@ -81,8 +81,11 @@ def test_flags_say_the_same_defaults_as_the_library() -> None:
     for name in ("m", "epochs", "batch", "lr", "kl_weight", "warmup_epochs", "schedule", "variant"):
         assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
     assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
-    for name in ("steps", "batch", "lr", "prompt", "prior_weight", "seed"):
-        assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name)
+    for name in ("prompt", "prior_weight", "seed"):
+        assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name) == getattr(REFINED, name)
+    for name in ("steps", "batch", "lr"):
+        described = next(option.help for option in COMMANDS["invert"].params if option.opts[0] == f"--{name}")
+        assert f"[default: {getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}]" in described
     assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
     assert flags("base train")["--denoiser-steps"] == base.denoiser.steps
     assert flags("base train")["--batch"] == base.denoiser.batch

@@ -140,7 +140,7 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
     names = [(row["method"], row["space"], row["m"]) for row in table["rows"]]
     spaces = [(f"inversion, {way}", "pca", m) for m in (2, 3) for way in ("published", "prior")]
     spaces += [("inversion, published", "vae", m) for m in (2, 3)]
-    dreambooth = [(f"DreamBooth, {n}", None, None) for n in ("one photo", "many photos")]
+    dreambooth = [(f"DreamBooth, {n}", None, None) for n in ("one photo", "many photos", "many photos, 4 times the steps")]
     assert names == [("base", None, None), *dreambooth, *spaces, ("real photos", None, None)]
     for row in table["rows"]:
         assert set(row) >= ROW
@@ -148,8 +148,8 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
         scored = [person["id_other"] for person in row["people"] if person["id_other"] is not None]
         assert row["n"] == len(scored)
         assert row["id_other"] == (pytest.approx(fmean(scored)) if scored else None)
-    assert [row["unet_evals"] for row in table["rows"]] == [0, 2, 2, 3, 2, 3, 2, 3, 3, None]
-    assert [row["photos"] for row in table["rows"]] == [0, 1, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert [row["unet_evals"] for row in table["rows"]] == [0, 2, 2, 8, 3, 2, 3, 2, 3, 3, None]
+    assert [row["photos"] for row in table["rows"]] == [0, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1]
     assert table["rows"][-1]["id_input"] is None and table["rows"][-1]["id_other"] > 0.9  # grey noise is one colour
 
 
@@ -158,7 +158,8 @@ def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, f
     space.save(tmp_path / "space.safetensors")
     trained = replace(SMALL, ms=(3,), trained=((str(tmp_path / "space.safetensors"), ""),))
     rows = table1(base, adapters, faces, options=trained, judge=JUDGE)["rows"]
-    assert [(row["method"], row["space"]) for row in rows[-3:-1]] == [("inversion, published", "vae"), ("inversion, prior", "anchored-vae")]
+    names = [("inversion, published", "vae"), ("inversion, published", "anchored-vae"), ("inversion, prior", "anchored-vae")]
+    assert [(row["method"], row["space"]) for row in rows[-4:-1]] == names
     assert set(rows[-2]["against"]) == {"inversion, published", "inversion, prior"}
     with pytest.raises(W2WError, match="there is no file"):
         table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), judge=JUDGE)

@@ -87,7 +87,7 @@ def same_in_peft(base: BaseModel, pico: Path, folder: Path) -> float:
 def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, dataset: Path) -> None:
     photo = write_faces(tmp_path / "faces", {"Ada": 1}) / "Ada" / "0.png"
     small = {"m": 4, "vae_widths": (16,), "vae_epochs": 2, "people": 2, "pictures": 2, "strip": 3, "inversion_steps": 2, "scored": 1}
-    options = DemoOptions(base=str(pico), dataset=str(dataset), photo=photo, align_photo=False, device="cpu", **small)  # type: ignore[arg-type]
+    options = DemoOptions(base=str(pico), dataset=str(dataset), space="", photo=photo, align_photo=False, device="cpu", **small)  # type: ignore[arg-type]
     results = run_demo(options, tmp_path / "demo")
     html = results["report"].read_text()
     assert html.count("data:image/png;base64,") == 5  # two draws, a strip, reconstructions, inversions

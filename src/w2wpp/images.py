@@ -89,12 +89,20 @@ def _decode(data: bytes, who: str) -> Image:
         raise W2WError(f"{who} is not a readable picture ({error}). Replace it or take it out.") from error
 
 
+def pictures_in(path: str | Path) -> list[Path]:
+    """The pictures of a folder, sorted by name; a file is itself. Raises W2WError for a folder without a picture."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise W2WError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
+    return found
+
+
 def read_folder(folder: str | Path) -> list[Image]:
-    """Read every picture of one folder, sorted by name. Raises W2WError if there is none."""
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES) if Path(folder).is_dir() else []
-    if not paths:
-        raise W2WError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
-    return [read_image(path) for path in paths]
+    """All pictures of a folder, sorted by name. Raises W2WError if there is none, or one is unreadable."""
+    return [read_image(path) for path in pictures_in(folder)]
 
 
 def write_image(path: str | Path, image: Image) -> None:

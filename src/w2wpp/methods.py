@@ -14,7 +14,7 @@ from w2wpp.images import Image, batches, to_tensor
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.evolution import METHODS as SEARCHES
 from w2wpp.inversion.evolution import EvolutionOptions, evolve
-from w2wpp.inversion.gradient import PUBLISHED, InversionOptions, Inverted, invert
+from w2wpp.inversion.gradient import PUBLISHED, REFINED, InversionOptions, Inverted, invert
 from w2wpp.population import photo_latents
 from w2wpp.progress import track
 from w2wpp.spaces.base import Space, load_space
@@ -37,7 +37,8 @@ class Table1Options:
     group: int = 32  # people that share each forward pass
     vae: VaeOptions = field(default_factory=VaeOptions)
     inversion: InversionOptions = field(default_factory=InversionOptions)  # ours; the published one stands beside it
-    refine_lr: float = 0.1  # Adam's rate where an encoder gave the start
+    refined: InversionOptions = REFINED  # ours where an encoder gave the start
+    patience: int = 4  # times the steps of the dataset's adapters, for a row of DreamBooth that has converged further
     trained: tuple[tuple[str, str], ...] = ()  # files of spaces, each with its encoder's, or ""
     searches_m: int | None = None  # dimensions at which evolution and eq. 7 are tried too
 
@@ -103,9 +104,15 @@ def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, o
 
     published = replace(PUBLISHED, prompt=adapters.prompt, group=options.group, seed=seed)
     ours = replace(options.inversion, prompt=adapters.prompt, group=options.group, seed=seed)
+    refined = replace(options.refined, prompt=adapters.prompt, group=options.group, seed=seed)
     yield Method("base", None, None, lambda subjects: Fitted(None, 0, 0, 0.0))
     yield Method("DreamBooth, one photo", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=False))
     yield Method("DreamBooth, many photos", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=True))
+    longer, name = (
+        replace(adapters, steps=options.patience * adapters.steps),
+        f"DreamBooth, many photos, {options.patience} times the steps",
+    )
+    yield Method(name, None, None, lambda subjects: dreambooth(base, subjects, longer, options.group, many=True))
     for m in options.ms:
         yield row("inversion, published", "pca", m, partial(pca, m), published)
         yield row("inversion, prior", "pca", m, partial(pca, m), ours)
@@ -115,10 +122,11 @@ def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, o
         space = load_space(file, base.device)
         here = partial(_same, space)
         if space.kind != "pca":  # whose rows without an encoder are above
+            yield row("inversion, published", space.kind, space.m, here, published)
             yield row("inversion, prior", space.kind, space.m, here, ours)
         if encoder:
             yield row("encoder", space.kind, space.m, here, None, encoder)
-            yield row("encoder, then inversion", space.kind, space.m, here, replace(ours, lr=options.refine_lr), encoder)
+            yield row("encoder, then inversion", space.kind, space.m, here, refined, encoder)
         if space.m == options.searches_m and space.kind != "pca":
             yield row("inversion, variational", space.kind, space.m, here, replace(ours, variational=True))
             for search in SEARCHES:
@@ -159,7 +167,7 @@ def inverted(
     start = None
     if encoder:
         encoder.check(space)
-        start = encoder.points(images)
+        start = encoder.points([[image] for image in images])
     z, evals = (torch.zeros(len(people), space.m) if start is None else start), 0.0
     if how is not None:
         latents = base.encode_images(to_tensor(images)).float()

@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Out = Annotated[Path | None, typer.Option("--out", help="Where the result goes; in the run folder unless given.")]
 Base = Annotated[str, typer.Option("--base", help="tiny-faces (embedded), a pipeline folder, or a hub id of a Stable Diffusion 1.x.")]
 Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")]
-SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made.")]
+SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made, or tiny-faces, the embedded anchored VAE.")]
 Prompt = Annotated[str, typer.Option("--prompt", help="Caption of the pictures; `sks` stands for the adapter's person.")]
 Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance against the empty caption; 1 is none.")]
 Steps = Annotated[int, typer.Option("--solver-steps", min=1, help="Solver steps a picture.")]

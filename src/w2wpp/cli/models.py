@@ -24,6 +24,7 @@ from w2wpp.cli.common import (
     Steps,
     numbers,
     open_space,
+    override,
     position,
     run,
     show,
@@ -35,6 +36,21 @@ Space = Annotated[Path | None, typer.Option("--space", help="The space.safetenso
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A peft adapter folder.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Take a person's adapter from this dataset, by --id.")]
 Id = Annotated[str, typer.Option("--id", help="Which point or person; the first unless given.")]
+
+
+class Method(StrEnum):
+    """How to look for a point."""
+
+    gradient = "gradient"
+    cma_es = "cma-es"
+    cem = "cem"
+
+
+class Start(StrEnum):
+    """Where to begin to look for it."""
+
+    zero = "zero"
+    encoder = "encoder"
 
 
 class ExportFormat(StrEnum):
@@ -54,16 +70,25 @@ def register(app: typer.Typer) -> None:
 
 def invert(
     space: SpaceFile,
-    photos: Annotated[list[Path], typer.Argument(help="Photos, one a person; inverted together, each as if alone.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, one a person, or folders with photos of one person; each as if alone.")],
     align: Annotated[bool, typer.Option("--align/--no-align", help="Find and align the face first.")] = True,
     mask: Annotated[Path | None, typer.Option("--mask", help="Picture over the aligned photo; white is what counts.")] = None,
+    method: Annotated[Method, typer.Option("--method", help="Gradients, or a search without them: cma-es, cem.")] = Method.gradient,
     published: Annotated[bool, typer.Option("--published", help="The published recipe (eq. 5), in place of the options below.")] = False,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam.")] = 40,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Draws of noise and timestep a step, of a fixed bank.")] = 1,
-    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate, in prior units of z; falls to 0.")] = 0.2,
+    start: Annotated[
+        Start | None, typer.Option("--start", help="zero, the mean adapter, or where the encoder puts the photo; that if there is one.")
+    ] = None,
+    encoder: Annotated[Path | None, typer.Option("--encoder", help="The space's encoder, by `w2w fit`; tiny-faces has its own.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps, or generations.  [default: 40; from an encoder 10]")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Draws of a fixed bank a step.  [default: 1; from an encoder 4]")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Adam's rate in prior units; falls to 0.  [default: 0.2; from an encoder 0.03]")
+    ] = None,
     prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.01,
     variational: Annotated[bool, typer.Option("--variational", help="Look for a distribution over points (eq. 7).")] = False,
-    encoder: Annotated[Path | None, typer.Option("--encoder", help="Start from where this encoder puts the photo.")] = None,
+    trajectory: Annotated[int, typer.Option("--trajectory", min=0, help="Draw loss and ID Score at so many points on the way.")] = 0,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
     prompt: Prompt = SKS,
     base: Base = "tiny-faces",
@@ -76,29 +101,43 @@ def invert(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """From a photo to a model: the point whose adapter explains the photo best (eq. 5).
+    """From a photo to a model: the point whose adapter explains the photo best (eq. 5 to 7).
 
     Writes points.safetensors, a dataset of the full weights, a peft adapter folder a photo, and pictures beside the photos.
     """
     with run("invert", locals()) as job:
+        network = None if published else pick_encoder(space, start, encoder)
         model, opened = open_space(space, base, device)
-        images = [w2w.ready_photo(photo, model, align_face=align) for photo in photos]
-        ids = [photo.stem for photo in photos]
+        people = [[w2w.ready_photo(photo, model, align_face=align) for photo in w2w.pictures_in(path)] for path in photos]
+        ids = [path.stem for path in photos]
         if len(set(ids)) < len(ids):
             raise W2WError("two photos have the same file name, which names their points. Rename one.")
-        chosen = w2w.InversionOptions(steps=steps, batch=batch, lr=lr, prior_weight=prior_weight, variational=variational)
-        options = replace(w2w.PUBLISHED if published else chosen, prompt=prompt, seed=seed)
-        start = None
-        if encoder:
-            network = w2w.PhotoEncoder.load(encoder)
+        begin = None
+        if network:
             network.check(opened)
-            start = network.points(images)
-        latents = model.encode_images(w2w.to_tensor(images))
+            begin = network.points(people)
+        latents = [model.encode_images(w2w.to_tensor(images)).float() for images in people]
         painted = w2w.ready_mask(mask, model) if mask else None
         dataset = w2w.WeightDataset.open_or_create(job.out / "weights", opened.layout, model.id, {"space": str(space)})
         if dataset.ids:
             raise W2WError(f"{job.out} holds inverted models already, such as {dataset.ids[0]}. Choose another --out.")
-        found = w2w.invert(model, opened, latents, ids, options, mask=painted, start=start)
+        if method == Method.gradient:
+            chosen = (
+                w2w.PUBLISHED
+                if published
+                else override(w2w.REFINED if network else w2w.InversionOptions(), steps=steps, batch=batch, lr=lr)
+            )
+            options = replace(chosen, prompt=prompt, seed=seed)
+            if not published:
+                options = replace(options, prior_weight=prior_weight, variational=variational)
+            found = w2w.invert(model, opened, latents, ids, options, mask=painted, start=begin)
+        else:
+            if published or variational or mask or lr is not None:
+                raise W2WError(
+                    f"--published, --variational, --mask and --lr are the gradient's. Leave them out with --method {method.value}."
+                )
+            search = w2w.EvolutionOptions(method.value, prompt=prompt, prior_weight=prior_weight, seed=seed)
+            found = w2w.evolve(model, opened, latents, ids, override(search, generations=steps, batch=batch), begin)
         weights = opened.decode(found.z).cpu()
         dataset.append(weights, ids)
         w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
@@ -107,8 +146,24 @@ def invert(
         seeds = range(pictures)
         rows = w2w.picture_rows(model, opened.layout, weights, prompt, seeds, guidance=guidance, steps=solver_steps)
         w2w.write_rows(job.out, ids, rows, seeds)
-        w2w.write_image(job.out / "inverted.png", w2w.grid([[image, *row] for image, row in zip(images, rows, strict=True)]))
-        job.results = {"points": ids, "sheet": job.out / "inverted.png", "unet_evals": found.unet_evals}
+        w2w.write_image(job.out / "inverted.png", w2w.grid([[images[0], *row] for images, row in zip(people, rows, strict=True)]))
+        job.results = {"points": ids, "sheet": job.out / "inverted.png", "start": "encoder" if network else "zero"}
+        job.results |= {"unet_evals": found.unet_evals}
+        if trajectory:
+            way = w2w.trajectory(model, opened, found, people, prompt, trajectory, pictures=pictures, guidance=guidance, steps=solver_steps)
+            job.results |= {"trajectory": way, "curves": w2w.write_trajectory(job.out / "trajectory.svg", found, way)}
+
+
+def pick_encoder(space: Path, start: Start | None, encoder: Path | None) -> Any:
+    """The encoder that gives the start, or None to start at zero. Raises W2WError if one is asked for and there is none."""
+    if start == Start.zero:
+        if encoder:
+            raise W2WError("--encoder was given, and --start zero, which does not use it. Leave out one of them.")
+        return None
+    file = encoder or (space if str(space) == "tiny-faces" else None)
+    if file is None and start == Start.encoder:
+        raise W2WError(f"--start encoder needs the encoder of {space}. Give --encoder; `w2w fit encoder` makes one.")
+    return w2w.PhotoEncoder.load(file) if file else None
 
 
 def generate(
@@ -144,7 +199,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """ID Score: mean cosine of FaceNet embeddings over all pairs; faces that are not found are counted."""
-    left, right = (w2w.read_folder(path) if path.is_dir() else [w2w.read_image(path)] for path in (pictures, photos))
+    left, right = (w2w.read_folder(path) for path in (pictures, photos))
     show(asdict(w2w.id_score(left, right)), as_json)
 
 
@@ -286,6 +341,7 @@ def demo(
 ) -> None:
     """The whole loop on the embedded pipeline and weights; ends with report.html."""
     with run("demo", locals()) as job:
-        options = w2w.DemoOptions(base=base, dataset=dataset, photo=photo, seed=seed, device=device)
+        space = "tiny-faces" if base == dataset == "tiny-faces" else ""
+        options = w2w.DemoOptions(base=base, dataset=dataset, space=space, photo=photo, seed=seed, device=device)
         job.results = w2w.run_demo(options, job.out)
         job.printed = ("seconds", "scores", "report")

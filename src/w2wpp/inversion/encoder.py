@@ -22,7 +22,7 @@ from w2wpp.point_files import alike, fingerprint
 from w2wpp.progress import track
 from w2wpp.seeds import generator
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
-from w2wpp.spaces.base import Space
+from w2wpp.spaces.base import TINY_SPACES, Space
 from w2wpp.spaces.vae import kl_divergence, layers
 
 FORMAT = "w2wpp-encoder-1"
@@ -69,14 +69,17 @@ class PhotoEncoder(nn.Module):
     def recentre(self, mean: Tensor, factor: Tensor) -> None:
         """Follow a space whose points z have become factor^-1 (z - mean)."""
         self.linear.bias.data -= mean
-        for linear in (self.linear, self.residual[-1]):
-            for parameter in (linear.weight, linear.bias):
-                moved = torch.linalg.solve_triangular(factor, parameter.data.reshape(self.m, -1), upper=False)
-                parameter.data = moved.reshape(parameter.shape)
+        for parameter in (*self.linear.parameters(), *self.residual[-1].parameters()):
+            moved = torch.linalg.solve_triangular(factor, parameter.data.reshape(self.m, -1), upper=False)
+            parameter.data = moved.reshape(parameter.shape)
 
-    def points(self, images: Sequence[Image]) -> Tensor:
-        """Aligned photos [h, w, 3] uint8 -> points z [n, m]. Raises W2WError without the extra that describes faces."""
-        return self(torch.from_numpy(describe_faces(images)))
+    def points(self, people: Sequence[Sequence[Image]]) -> Tensor:
+        """Each person's aligned photos [h, w, 3] uint8 -> points z [n, m]; several photos are described by their mean.
+
+        Raises W2WError without the extra that describes faces.
+        """
+        described = torch.from_numpy(describe_faces([image for images in people for image in images]))
+        return self(torch.stack([part.mean(0) for part in described.split([len(images) for images in people])]))
 
     def check(self, space: Space) -> None:
         """Raise W2WError unless this encoder was trained for `space`."""
@@ -90,7 +93,8 @@ class PhotoEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "PhotoEncoder":
-        """Read what `save` wrote. Raises W2WError if the file is no whole encoder."""
+        """Read what `save` wrote, or `tiny-faces`, that of the embedded space. Raises W2WError if the file is no whole encoder."""
+        path = TINY_SPACES / "encoder.safetensors" if str(path) == "tiny-faces" else path
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -167,6 +171,7 @@ def fit_encoder(
         with torch.no_grad():
             encoder.recentre(*space.recentre(encoder(every)))
         space.follow_decoder()
+        space.compact()
     encoder.space = fingerprint(space)
     return encoder, {**history, "kept_step": kept_step}
 

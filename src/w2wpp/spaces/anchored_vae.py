@@ -44,8 +44,8 @@ class AnchoredVaeSpace(Space):
     kind = "anchored-vae"
     mean: Tensor  # [d], in the adapters' units
     scale: Tensor  # [d], each coordinate's standard deviation
-    basis: Tensor  # [K, d], orthonormal, in standardised units
-    spread: Tensor  # [K], each coefficient's standard deviation, falling
+    basis: Tensor  # [K, d], orthonormal, in standardised units; float16 once compact
+    spread: Tensor  # [K], each coefficient's standard deviation, falling; 1 once compact
     base_log_variance: Tensor  # [m], of the posterior while the residual network says nothing
 
     def __init__(self, layout: Layout, base_id: str, options: AnchoredOptions) -> None:
@@ -112,7 +112,7 @@ class AnchoredVaeSpace(Space):
 
     def whiten(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> whitened coefficients [n, K]."""
-        return ((self.given(weights) - self.mean) / self.scale) @ self.basis.T / self.spread
+        return ((self.given(weights) - self.mean) / self.scale) @ self.basis.float().T / self.spread
 
     def posterior(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened coefficients [n, K] -> mean and log variance of their latents, [n, m] each."""
@@ -125,7 +125,7 @@ class AnchoredVaeSpace(Space):
 
     def unwhiten(self, whitened: Tensor) -> Tensor:
         """Whitened coefficients [n, K] -> adapters weights [n, d]."""
-        return (whitened * self.spread) @ self.basis * self.scale + self.mean
+        return (whitened * self.spread) @ self.basis.float() * self.scale + self.mean
 
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN."""
@@ -154,10 +154,36 @@ class AnchoredVaeSpace(Space):
         mean, covariance = z.mean(0), z.double().T.cov()
         floor = 1e-4 * covariance.diagonal().mean() * torch.eye(self.m).to(covariance)
         factor = torch.linalg.cholesky(covariance + floor).float()
-        for linear in (self.decoder, self.decoder_residual[0]):
+        first: Any = self.decoder_residual[0]
+        for linear in (self.decoder, first):
             linear.bias.data += linear.weight.data @ mean.to(self.device)
             linear.weight.data = linear.weight.data @ factor.to(self.device)
         return mean, factor
+
+    def compact(self) -> None:
+        """Keep no more components than the decoder reaches, m + hidden + 1: the same adapters and points in a smaller file.
+
+        To be called after `follow_decoder`, whose encoder looks nowhere else.
+        """
+        linear: Any = self.decoder
+        last: Any = self.decoder_residual[-1]
+        offset = linear.bias.data + last.bias.data
+        reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * self.spread[:, None]
+        basis = torch.linalg.qr(reached.double())[0].float()  # [K, k]
+        into = (basis * self.spread[:, None]).T  # [k, K]
+        small = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=basis.shape[1])).to(self.device)
+        new: Any
+        for new, old in ((small.decoder, linear), (small.decoder_residual[-1], last)):
+            new.weight.data, new.bias.data = into @ old.weight.data, into @ old.bias.data
+        small.decoder_residual[0].load_state_dict(self.decoder_residual[0].state_dict())
+        small.encoder.weight.data = (self.encoder.weight.data / self.spread) @ basis
+        small.encoder.bias.data = self.encoder.bias.data
+        for parameter in small.encoder_residual.parameters():
+            nn.init.zeros_(parameter)
+        small.basis = (basis.T @ self.basis.float()).half()
+        small.mean, small.scale, small.log_sigma = self.mean, self.scale, self.log_sigma
+        small.base_log_variance = self.base_log_variance
+        self.__dict__.update(small.frozen().__dict__)
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from w2wpp.base_model import ASSETS
 from w2wpp.errors import W2WError
 from w2wpp.files import write_tensors
 from w2wpp.layout import Layout
@@ -22,6 +23,7 @@ from w2wpp.seeds import generator
 from w2wpp.weights import WeightDataset
 
 FORMAT = "w2wpp-space-1"
+TINY_SPACES = ASSETS / "tiny_faces" / "space"  # an anchored VAE over the embedded adapters, and its encoder
 
 # kind -> where its class is. Names, so that loading one space does not import the others.
 REGISTRY = {
@@ -94,7 +96,11 @@ class Space(nn.Module, ABC):
 
 
 def load_space(path: str | Path, device: str | torch.device = "cpu") -> Space:
-    """Read what `Space.save` wrote; it decodes exactly as it did. Raises W2WError if the file is no whole space."""
+    """Read what `Space.save` wrote, or `tiny-faces`, the embedded space; it decodes exactly as it did.
+
+    Raises W2WError if the file is no whole space.
+    """
+    path = TINY_SPACES / "space.safetensors" if str(path) == "tiny-faces" else path
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             header = file.metadata() or {}
