@@ -1,6 +1,8 @@
 """What is held in memory does not grow with the number of rows: counted in rows, and measured as the system counts."""
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from w2wpp.formats.torch_files import TableFile, write_table
 from w2wpp.layout import Layout
 from w2wpp.merging import copy_rows
 from w2wpp.shards import GIB, rows_within
+from w2wpp.spaces.base import load_space
+from w2wpp.spaces.pca import PcaSpace
 from w2wpp.weights import WeightDataset
 
 WIDE = Layout.of(nn.ModuleDict({"to_q": nn.Linear(50_000, 50_000)}))
@@ -67,3 +71,39 @@ def test_copies_hold_no_more_rows_than_the_memory_says(big: WeightDataset, tmp_p
     monkeypatch.setattr(WeightDataset, "append", lambda self, weights, *rest: (held.append(len(weights)), append(self, weights, *rest))[1])
     copy_rows(big, range(30), tmp_path / "copy", MEMORY)
     assert max(held) == 4 and sum(held) == 30
+
+
+def test_a_space_is_mapped_and_decodes_in_little_more(tmp_path: Path) -> None:
+    space = PcaSpace(WIDE, faults.BASE, 500)
+    space.components = torch.ones(500, WIDE.d, dtype=torch.bfloat16)  # 100 MB; 200 in float32
+    space.save(tmp_path / "space.safetensors")
+    file = (tmp_path / "space.safetensors").stat().st_size
+
+    def decode() -> None:
+        assert load_space(tmp_path / "space.safetensors").decode(torch.ones(3, 500)).eq(500).all()
+
+    assert within(file + SPARE // 2, decode) == "done"
+
+
+FIT = """
+import resource, sys
+from pathlib import Path
+import scipy.linalg, torch
+from w2wpp.spaces.pca import PcaSpace
+from w2wpp.weights import WeightDataset
+torch.set_num_threads(1)
+torch.zeros(64, 64).bfloat16() @ torch.zeros(64, 64).bfloat16(), scipy.linalg.eigh(torch.eye(64).numpy())  # start the libraries
+used = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+folder, solver, memory, spare = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(memory * 2**30) + spare,) * 2)
+print(PcaSpace.fit(WeightDataset.open(folder), m=8, solver=solver, memory=memory).n)
+"""
+
+
+@pytest.mark.parametrize("solver", ["exact", "streaming"])
+def test_a_fit_stays_within_its_memory(big: WeightDataset, solver: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    big.append(torch.randn(20, WIDE.d, generator=draw), [f"last-{i}" for i in range(20)])  # the others span one direction
+    # 0.12 GiB is less than the rows take. A new interpreter: what multiplies matrices does not survive a fork.
+    command = [sys.executable, "-c", FIT, str(big.folder), solver, "0.12", str(SPARE // 2)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=250).stdout == "520\n"

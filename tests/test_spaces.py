@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from w2wpp.errors import W2WError
 from w2wpp.files import write_tensors
 from w2wpp.layout import Layout
-from w2wpp.spaces import streaming, vae_training
+from w2wpp.spaces import vae_training
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import FORMAT, REGISTRY, Space, load_space
 from w2wpp.spaces.pca import PcaSpace
@@ -171,88 +170,6 @@ def test_a_file_whose_header_lies_is_refused(fit: Fit, tmp_path: Path) -> None:
             load_space(path)
     with pytest.raises(W2WError, match="cannot read"):
         load_space(tmp_path / "nowhere.safetensors")
-
-
-@pytest.mark.parametrize("n", [20, 400])  # fewer than d, and more: both ways through the smaller product
-def test_pca_finds_the_components_of_scikit_learn(n: int) -> None:
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    weights = adapters(n)
-    space = PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE)
-    deviation = weights.double().std(0).numpy()
-    deviation[[2, 5]] = 1
-    reference = decomposition.PCA(4, svd_solver="full").fit((weights.double().numpy() - weights.double().mean(0).numpy()) / deviation)
-    np.testing.assert_allclose(space.explained_variance_ratio, reference.explained_variance_ratio_, rtol=1e-4)
-    np.testing.assert_allclose(space.spread.square(), reference.explained_variance_, rtol=1e-4)
-    np.testing.assert_allclose(np.abs(space.components.numpy() @ reference.components_.T), np.eye(4), atol=1e-3)
-    assert (space.components.gather(1, space.components.abs().argmax(1, keepdim=True)) > 0).all()
-
-
-def spectrum(kind: str, n: int, d: int) -> torch.Tensor:
-    """Rows whose principal variances fall fast, slowly, or not at all."""
-    draw = torch.Generator().manual_seed(5)
-    falling = {"fast": 0.8 ** torch.arange(d), "slow": 1 / (1 + torch.arange(d)) ** 0.5, "flat": torch.ones(d)}[kind]
-    mix = torch.linalg.qr(torch.randn(d, d, generator=draw))[0]
-    return 3 + (torch.randn(n, d, generator=draw) * falling) @ mix
-
-
-@pytest.mark.parametrize("kind", ["fast", "slow", "flat"])
-def test_streaming_pca_agrees_with_scikit_learn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    weights = spectrum(kind, 300, LAYOUT.d)
-    monkeypatch.setattr(streaming, "block_rows", lambda d, memory: 64)  # five blocks
-    streamed = PcaSpace.fit(weights, m=8, layout=LAYOUT, base_id=BASE, solver="streaming")
-    standardised = (weights - weights.mean(0)) / weights.std(0)
-    reference = decomposition.PCA(8, svd_solver="full").fit(standardised.double().numpy())
-    torch.testing.assert_close(streamed.mean, weights.mean(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(streamed.scale, weights.std(0), atol=1e-5, rtol=1e-5)
-    kept, best = streamed.explained_variance_ratio.sum().item(), float(reference.explained_variance_ratio_.sum())
-    assert abs(kept - best) < 1e-3 * best
-    if kind == "fast":  # elsewhere directions of nearly equal variance may turn into each other
-        cosines = torch.linalg.svdvals(streamed.components @ torch.from_numpy(reference.components_).float().T)
-        assert cosines.min() > 0.999
-
-
-def test_pca_streams_what_does_not_fit_and_says_when_nothing_does() -> None:
-    weights = spectrum("fast", 300, LAYOUT.d)
-    exact = PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE)
-    small = PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE, memory=5e-5)
-    assert not torch.equal(small.components, exact.components)  # another way
-    torch.testing.assert_close(small.explained_variance_ratio, exact.explained_variance_ratio, atol=1e-3, rtol=0)
-    with pytest.raises(W2WError, match="Raise it"):
-        PcaSpace.fit(weights, m=4, layout=LAYOUT, base_id=BASE, memory=1e-6)
-
-
-def test_pca_points_of_the_fitted_adapters_are_standard_and_apart() -> None:
-    weights = adapters()
-    z = PcaSpace.fit(weights, m=8, layout=LAYOUT, base_id=BASE).encode(weights)
-    torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
-    torch.testing.assert_close(z.T.cov(), torch.eye(8), atol=1e-3, rtol=0)
-
-
-def test_pca_with_every_component_loses_nothing_even_where_nothing_varies() -> None:
-    weights = adapters(12)
-    space = PcaSpace.fit(weights, m=11, layout=LAYOUT, base_id=BASE)
-    torch.testing.assert_close(space.decode(space.encode(weights)), weights, atol=1e-6, rtol=1e-4)
-    assert float(space.explained_variance_ratio.sum()) == pytest.approx(1, abs=1e-4)
-    drawn = space.decode(space.sample(5))
-    assert torch.equal(drawn[:, 2], torch.zeros(5)) and torch.equal(drawn[:, 5], weights[:5, 5])
-
-
-def test_pca_cut_to_fewer_components_is_the_fit_at_that_m(tmp_path: Path) -> None:
-    weights = adapters()
-    large, small = (PcaSpace.fit(weights, m=m, layout=LAYOUT, base_id=BASE) for m in (6, 2))
-    cut = large.truncate(2)
-    torch.testing.assert_close(cut.state_dict(), small.state_dict())
-    cut.save(tmp_path / "cut.safetensors")
-    assert torch.equal(load_space(tmp_path / "cut.safetensors").decode(cut.sample(2)), cut.decode(cut.sample(2)))
-    with pytest.raises(W2WError, match="has 6 components"):
-        large.truncate(7)
-
-
-def test_pca_of_adapters_that_are_alike_is_refused() -> None:
-    weights = adapters(3).repeat(4, 1)
-    with pytest.raises(W2WError, match="span only 2 directions"):
-        PcaSpace.fit(weights, m=5, layout=LAYOUT, base_id=BASE)
 
 
 def test_a_dataset_fits_like_its_weights(tmp_path: Path) -> None:

@@ -244,3 +244,25 @@ def test_select_and_merge_copy_rows_whole(tmp_path: Path, w2w: Callable[..., End
     assert again.code == 2 and "c0" in again.err and not (tmp_path / "twice").exists()
     nobody = w2w("dataset", "select", tmp_path / "data", "--where", "split=test", "--out", tmp_path / "none", *common)
     assert nobody.code == 2 and "split=test" in nobody.err
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_are_those_of_the_rows(tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2wpp.shards.PIECE", 5)  # several pieces a row
+    data = WeightDataset.create(tmp_path / "data", LAYOUT, BASE)
+    for i in range(3):
+        data.append(numbers(4, seed=i), [f"{i}-{k}" for k in range(4)], dtype=dtype)
+    rows = data.rows()
+    assert torch.equal(rows, torch.cat([numbers(4, seed=i) for i in range(3)]).to(dtype).float())
+    assert torch.equal(data.columns(3, 9), rows[:, 3:9])
+    order = [7, 0, 8, 9, 7]
+    assert torch.equal(data.columns(0, LAYOUT.d, order), rows[order])
+    for kept in (torch.float32, torch.bfloat16):
+        assert torch.equal(data.columns(2, 3, dtype=kept), rows[:, 2:3].to(kept))
+        assert torch.equal(data.rows(order, kept), rows[order].to(kept))
+    assert data.columns(4, 4).shape == (12, 0)
+    for start, stop in ((-1, 3), (3, LAYOUT.d + 1), (4, 3)):
+        with pytest.raises(W2WError, match="columns"):
+            data.columns(start, stop)
+    with pytest.raises(W2WError, match="row 12"):
+        data.columns(0, 1, [12])

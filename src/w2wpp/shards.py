@@ -1,11 +1,14 @@
-"""One shard of a weight dataset: some rows as a safetensors file, sliced lazily, with a checksum a row."""
+"""One shard of a weight dataset: some rows as a safetensors file, of which any part is read, with a checksum a row."""
 
 import hashlib
+import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -14,27 +17,63 @@ from w2wpp.errors import W2WError
 
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as torch and as safetensors call them
 GIB = 2**30
+PIECE = 2**22  # numbers that are read at a time where their precision changes
 
 
 class OpenShard:
-    """A shard's `weights`, sliced lazily; its errors name the file."""
+    """A shard's `weights` on disk, read by position without mapping the file; its errors name the file."""
 
     def __init__(self, path: Path, rows: int, d: int, dtype: str) -> None:
         self.path, self.shape, self.dtype = path, [rows, d], dtype
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         try:
-            self._file = safe_open(self.path, framework="pt")
-            tensor = self._file.get_slice("weights")
-            shape, dtype = tensor.get_shape(), tensor.get_dtype()
+            # Opening checks the header and that the file is as long as it says.
+            with safe_open(self.path, framework="pt") as file:
+                tensor = file.get_slice("weights")
+                shape, dtype = tensor.get_shape(), tensor.get_dtype()
+            self._file = self.path.open("rb", buffering=0)
         except (OSError, SafetensorError) as error:
             raise W2WError(f"{self.path} does not read ({error}). Was it cut short? Run `w2w dataset info --verify`.") from error
         if (shape, dtype) != (self.shape, PRECISIONS[self.dtype]):
+            self._file.close()
             raise W2WError(f"{self.path} holds weights {shape} {dtype}; the manifest expects {self.shape} {PRECISIONS[self.dtype]}.")
-        return tensor
+        length = int.from_bytes(self._file.read(8), "little")
+        self._start = 8 + length + int(json.loads(self._file.read(length))["weights"]["data_offsets"][0])
+        return self
 
     def __exit__(self, *_: object) -> None:
-        del self._file
+        self._file.close()
+
+    def read(self, row: int, out: Tensor) -> None:
+        """Fill `out` [k, d] with the rows from `row` on, in out's precision."""
+        self._fill(row * self.shape[1], out)
+
+    def read_columns(self, row: int, column: int, out: Tensor) -> None:
+        """Fill `out` [k, width] with the columns from `column` on of the rows from `row` on, in out's precision."""
+        for i in range(len(out)):
+            self._fill((row + i) * self.shape[1] + column, out[i])
+
+    def _fill(self, number: int, out: Tensor) -> None:
+        """Fill `out`, contiguous, with what stands from this number on."""
+        kept = getattr(torch, self.dtype)
+        flat = out.view(-1)
+        if out.dtype == kept:
+            self._bytes(number * kept.itemsize, flat)
+            return
+        for piece in flat.split(PIECE):
+            raw = torch.empty(len(piece), dtype=kept)
+            self._bytes(number * kept.itemsize, raw)
+            piece.copy_(raw)
+            number += len(piece)
+
+    def _bytes(self, at: int, out: Tensor) -> None:
+        left = out.view(torch.uint8).numpy().data
+        while left:
+            got = os.preadv(self._file.fileno(), [left], self._start + at)
+            if not got:
+                raise W2WError(f"{self.path} became shorter while it was read. Run `w2w dataset info --verify`.")
+            left, at = left[got:], at + got
 
 
 def row_sums(weights: Tensor) -> list[int]:
@@ -42,16 +81,19 @@ def row_sums(weights: Tensor) -> list[int]:
     return [zlib.crc32(row.numpy()) for row in weights.contiguous().view(torch.uint8)]
 
 
-def stretches(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int]]:
-    """Runs of (place, row) in which both go up by one: their first pair and length. One read each."""
-    first, length = 0, 0
-    for i, (place, row) in enumerate(pairs):
-        if length and (place, row) != (pairs[first][0] + length, pairs[first][1] + length):
-            yield pairs[first], length
-            first, length = i, 0
-        length += 1
-    if length:
-        yield pairs[first], length
+def runs(indices: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """What to read for these positions: (shard, row in it, place in the result, length), each one read, shard by shard.
+
+    starts: the position of each shard's first row.
+    """
+    wanted = np.asarray(indices, dtype=np.int64)
+    shards = np.searchsorted(starts, wanted, side="right") - 1
+    breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(shards) != 0)) + 1
+    firsts = np.concatenate([[0], breaks]) if len(wanted) else breaks
+    lengths = np.diff([*firsts, len(wanted)])
+    for i in np.argsort(shards[firsts], kind="stable"):
+        place, shard = int(firsts[i]), int(shards[firsts[i]])
+        yield shard, int(wanted[place]) - starts[shard], place, int(lengths[i])
 
 
 def sha256(path: Path) -> str:

@@ -9,11 +9,11 @@ dataset as it was. Writers take turns by a lock on the folder, and each sees wha
 import hashlib
 import json
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from w2wpp.files import read_json, write_json, write_tensors
 from w2wpp.images import batches
 from w2wpp.layout import Layout
 from w2wpp.manifest import Manifest, sealed, unsealed
-from w2wpp.shards import PRECISIONS, OpenShard, row_sums, sha256, stretches
+from w2wpp.shards import PRECISIONS, OpenShard, row_sums, runs, sha256
 
 FORMAT = "w2wpp-weights-1"
 SHARD = re.compile(r"shards/\d{6,}\.safetensors")
@@ -187,24 +187,32 @@ class WeightDataset:
             self._manifest.append(line)
             self._take(line)
 
-    def rows(self, indices: Sequence[int] | None = None) -> Tensor:
-        """Rows by position, [k, d] float32; all of them unless told. Reads no others from disk.
+    def rows(self, indices: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows by position, [k, d] in `dtype`; all of them unless told. Reads no others from disk.
 
         Raises W2WError for a position that is not there, or a shard that is missing or cut short.
         """
-        wanted = range(len(self)) if indices is None else indices
-        out = torch.empty(len(wanted), self.d)
-        starts = [shard["start"] for shard in self._shards]
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for place, index in enumerate(wanted):
-            if not 0 <= index < len(self):
-                raise W2WError(f"{self.folder} has {len(self)} rows; row {index} is not there.")
-            shard = bisect_right(starts, index) - 1
-            by_shard.setdefault(shard, []).append((place, index - starts[shard]))
-        for shard, pairs in by_shard.items():
-            with self._opened(shard) as tensor:
-                for (place, row), length in stretches(pairs):
-                    out[place : place + length] = tensor[row : row + length]
+        wanted = self._checked(range(len(self)) if indices is None else indices)
+        out = torch.empty(len(wanted), self.d, dtype=dtype)
+        for shard, reads in self._reads(wanted):
+            with self._opened(shard) as opened:
+                for _, row, place, length in reads:
+                    opened.read(row, out[place : place + length])
+        return out
+
+    def columns(self, start: int, stop: int, indices: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Numbers `start` to `stop` of rows by position, [k, stop - start] in `dtype`; of all rows unless told.
+
+        Reads no others from disk. Raises W2WError for what is not there, or a shard that is missing or cut short.
+        """
+        if not 0 <= start <= stop <= self.d:
+            raise W2WError(f"{self.folder} has {self.d} numbers a row; columns {start} to {stop} are not there.")
+        wanted = self._checked(range(len(self)) if indices is None else indices)
+        out = torch.empty(len(wanted), stop - start, dtype=dtype)
+        for shard, reads in self._reads(wanted):
+            with self._opened(shard) as opened:
+                for _, row, place, length in reads:
+                    opened.read_columns(row, start, out[place : place + length])
         return out
 
     def blocks(self, rows: int = 512) -> Iterator[Tensor]:
@@ -250,8 +258,13 @@ class WeightDataset:
         if any("crc32" not in row for row in rows):
             return []
         try:
-            with self._opened(shard) as tensor:
-                return [row["id"] for i, row in enumerate(rows) if row["crc32"] != row_sums(tensor[i : i + 1])[0]]
+            damaged, kept = [], torch.empty(1, self.d, dtype=getattr(torch, self._shards[shard]["dtype"]))
+            with self._opened(shard) as opened:
+                for i, row in enumerate(rows):
+                    opened.read(i, kept)
+                    if row["crc32"] != row_sums(kept)[0]:
+                        damaged.append(row["id"])
+            return damaged
         except W2WError:
             return []
 
@@ -294,6 +307,18 @@ class WeightDataset:
         self._positions |= positions
         self.ids += names
         self.labels += told
+
+    def _checked(self, indices: Sequence[int]) -> Sequence[int]:
+        """These positions. Raises W2WError for one that is not there."""
+        if len(indices):
+            for index in (min(indices), max(indices)):
+                if not 0 <= index < len(self):
+                    raise W2WError(f"{self.folder} has {len(self)} rows; row {index} is not there.")
+        return indices
+
+    def _reads(self, indices: Sequence[int]) -> Iterator[tuple[int, Iterator[tuple[int, int, int, int]]]]:
+        """What to read for these positions, shard by shard (see `shards.runs`)."""
+        return groupby(runs(indices, [shard["start"] for shard in self._shards]), lambda read: read[0])
 
     def _opened(self, shard: int) -> OpenShard:
         about = self._shards[shard]

@@ -1,38 +1,47 @@
 """PCA-w2w: standardise each coordinate, keep m principal components (Dravid et al. 2024, section 3.2)."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
 from w2wpp.spaces.base import Adapters, Space
-from w2wpp.spaces.streaming import GIB, Table, moments, signed, streamed_components
+from w2wpp.spaces.krylov import krylov_components, product_dtype
+from w2wpp.spaces.streaming import GIB, Moments, Rows, Stacked, Standardised, Table, signed
 from w2wpp.weights import WeightDataset
 
 Solver = Literal["auto", "exact", "streaming"]
 COLUMNS = 2048  # whose products are taken in double precision at a time
+WIDTH = 16_384  # numbers an adapter that are encoded or decoded at a time
+SMALL = 2000  # side of a square matrix that is decomposed within a second or two
+ROUNDING = 1e-5  # share of the variance that m directions may have by rounding to bfloat16 alone
 
 
 class PcaSpace(Space):
     """A linear space; z is the coefficient of a component over that coefficient's standard deviation.
 
-    Thousands of adapters are held in memory and decomposed exactly, through a square matrix of side min(n, d). What
-    does not fit is read from disk block by block, several times over (`spaces/streaming.py`).
+    Where the smaller of n and d is small, or most of the components are wanted, the adapters are decomposed exactly,
+    through a square matrix of that side; otherwise by a block Krylov iteration (`spaces/krylov.py`). Both read a
+    dataset block by block.
     """
 
     kind = "pca"
     mean: Tensor  # [d], in the adapters' units
     scale: Tensor  # [d], each coordinate's standard deviation; 1 where it never varies
-    components: Tensor  # [m, d], orthonormal, in standardised units
+    components: Tensor  # [m, d] float32 or bfloat16, orthonormal, in standardised units; 0 where a coordinate never varies
     spread: Tensor  # [m], each coefficient's standard deviation, falling
     explained_variance_ratio: Tensor  # [m], of the standardised variance
 
-    def __init__(self, layout: Layout, base_id: str, m: int) -> None:
+    def __init__(self, layout: Layout, base_id: str, m: int, n: int = 0, ids: str = "") -> None:
+        """n: to how many adapters it was fitted, 0 if that is not known. ids: the digest of their ids, if they had any."""
         super().__init__(layout, base_id)
-        self.m = m
+        self.m, self.n, self.ids = m, n, ids
         self.register_buffer("mean", torch.zeros(layout.d))
         self.register_buffer("scale", torch.ones(layout.d))
         self.register_buffer("components", torch.zeros(m, layout.d))
@@ -49,87 +58,156 @@ class PcaSpace(Space):
         base_id: str = "",
         solver: Solver = "auto",
         memory: float = 2.0,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> Self:
         """Fit to a dataset, or to weights [n, d] given with their layout and base.
 
-        solver: exact, streaming, or auto: exact where it fits into `memory` GiB. seed: of the streaming solver's start.
+        solver: exact (of the rounding of float32), streaming (keeps 0.1% less variance at most), or auto. memory: GiB to
+        use. dtype: of the components, float32 unless told. seed: of the streaming solver's start.
         Raises W2WError if the adapters span fewer than m directions, hold NaN, or the memory does not suffice.
         """
         adapters = Adapters.of(data, layout, base_id)
         adapters.check_m(m)
-        space = cls(adapters.layout, adapters.base_id, m)
-        n, d = len(adapters), adapters.layout.d
-        # Two copies of the weights; the square matrix in double precision, its eigenvectors and their workspace.
-        needed = (2 * n * d * 4 + 4 * min(n, d) ** 2 * 8) / GIB
-        if solver == "streaming" or (solver == "auto" and needed > memory):
-            table = Table(n, d, adapters.rows)
-            space.mean, space.scale, total = moments(table, memory)
-            variances, components = streamed_components(table, space.mean, space.scale, m, memory=memory, seed=seed)
-            return space._finish(variances, components, total)
-        weights = adapters.rows(range(n))
-        # Compared, not measured: rounding gives a constant coordinate a tiny deviation, which would be blown up to 1.
-        varies = (weights != weights[0]).any(0)
-        space.mean = torch.where(varies, weights.mean(0), weights[0])
-        space.scale = torch.where(varies, weights.std(0), 1.0)
-        x = (weights - space.mean) / space.scale
-        return space._finish(*principal_components(x, m), x.var(0).double().sum())
+        table = Table.of(data)
+        moments = Moments.of(table, memory)
+        space = cls(adapters.layout, adapters.base_id, m, len(adapters), _digest(data))
+        x = Standardised(table, moments.mean.float(), moments.scale)
+        return space._solve(x, moments, solver, memory, dtype or torch.float32, seed)
 
-    def _finish(self, variances: Tensor, components: Tensor, total: Tensor) -> Self:
-        m = len(variances)
-        if not variances[-1] > 1e-9 * variances[0]:
-            spanned = int((variances > 1e-9 * variances[0]).sum())
-            raise W2WError(f"m = {m} is not possible: these adapters span only {spanned} directions, some are alike. Lower --m.")
-        self.components, self.spread = components, variances.sqrt().float()
+    def update(
+        self,
+        data: WeightDataset | Tensor,
+        *,
+        m: int | None = None,
+        solver: Solver = "auto",
+        memory: float = 2.0,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """The space with new adapters taken in: the rows that a dataset has beyond those fitted to, or new weights [k, d].
+
+        Mean and scale become exactly those of all adapters. Components are those of the new rows and of what this space
+        keeps of the old ones, in the new units (Ross et al. 2008, with scales that change): the same as a new fit where
+        this space left nothing out; otherwise what it left out stays out, and the explained variance is a lower bound.
+        m and dtype: as now unless told. Raises W2WError as `fit`, or if the dataset's first rows are others.
+        """
+        if self.n < 2:
+            raise W2WError(f"{self.source} does not say how many adapters it was fitted to. Refit with `w2w fit pca`.")
+        first = 0
+        if isinstance(data, WeightDataset):
+            self.check(data.layout, data.base_id, str(data.folder))
+            first = self.n
+            if len(data) <= first or _digest(data, first) != self.ids:
+                found = f"{self.source} was fitted to {first} adapters; {data.folder} has {len(data)}"
+                raise W2WError(f"{found}, and must begin with the same and go on. Append to that dataset, or refit with `w2w fit pca`.")
+        else:
+            self.layout.check_width(data.shape[-1], "what was given")
+        table, varying = Table.of(data, first), (self.components != 0).any(0)
+        old = Moments(self.n, self.mean.double(), self.scale.double().square() * (self.n - 1) * varying)
+        new = Moments.of(table, memory)
+        moments = old.merged(new)
+        # X'X of all rows, centred: of the old about their mean, of the new about theirs, and of the means' distance.
+        kept = self.components.float() * (self.spread[:, None] * (self.n - 1) ** 0.5) * (self.scale / moments.scale)
+        apart = (new.mean - old.mean) * (old.n * new.n / moments.n) ** 0.5 / moments.scale
+        x = Stacked(torch.cat([kept, apart.float()[None]]), Standardised(table, new.mean.float(), moments.scale))
+        space = type(self)(self.layout, self.base_id, m or self.m, moments.n, _digest(data))
+        if space.m > min(x.shape):
+            raise W2WError(f"m = {m} is not possible: {self.m} components and {table.n} new adapters span fewer. Lower --m.")
+        return space._solve(x, moments, solver, memory, dtype or self.components.dtype, seed)
+
+    def _solve(self, x: Standardised | Stacked, moments: Moments, solver: Solver, memory: float, dtype: torch.dtype, seed: int) -> Self:
+        """Fill in this space from x [n, d], whose X'X is (moments.n - 1) times the standardised covariance."""
+        side, m, total = min(x.shape), self.m, int(moments.varying.sum())
+        _refuse_fewer(m, total)
+        # The square matrix and its eigenvectors; a block in two precisions; the components, and a copy.
+        needed = (8 * side * (side + 2 * m) + 16 * side * COLUMNS + 8 * m * self.layout.d) / GIB
+        if solver == "auto":
+            solver = "exact" if needed <= memory and side <= max(SMALL, 4 * m) else "streaming"
+        if solver == "exact":
+            values, components = principal_components(x, m)
+        else:
+            values, components = krylov_components(x.to(product_dtype()), moments.varying, m, memory=memory, seed=seed)
+        variances = values / (moments.n - 1)
+        spanned = int((variances > max(1e-9 * float(variances[0]), 0.0 if solver == "exact" else ROUNDING * total / m)).sum())
+        _refuse_fewer(m, spanned)
+        self.mean, self.scale = moments.mean.float(), moments.scale
+        self.components, self.spread = signed(components.mul_(moments.varying)).to(dtype), variances.sqrt().float()
         self.explained_variance_ratio = (variances / total).float()
         return self
 
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32 in prior units. Raises W2WError for another d or NaN."""
-        return ((self.given(weights) - self.mean) / self.scale) @ self.components.T / self.spread
+        x = (self.given(weights) - self.mean) / self.scale
+        pieces = zip(x.split(WIDTH, 1), self.components.split(WIDTH, 1), strict=True)
+        return torch.stack([piece @ part.float().T for piece, part in pieces]).sum(0) / self.spread
 
     def decode(self, z: Tensor) -> Tensor:
         """Points z [n, m] in prior units -> adapters weights [n, d] float32 in their own units; differentiable."""
-        return (z.to(self.device) * self.spread) @ self.components * self.scale + self.mean
+        coefficients = z.to(self.device) * self.spread
+        x = torch.cat([coefficients @ part.float() for part in self.components.split(WIDTH, 1)], 1)
+        return x * self.scale + self.mean
 
     def truncate(self, m: int) -> "PcaSpace":
         """The space of the first m components: what a fit at that m gives. Raises W2WError if there are fewer."""
         if not 1 <= m <= self.m:
             raise W2WError(f"m = {m} is not possible: {self.source} has {self.m} components. Fit at a larger --m.")
-        space = PcaSpace(self.layout, self.base_id, m)
+        space = PcaSpace(self.layout, self.base_id, m, self.n, self.ids)
         space.mean, space.scale = self.mean, self.scale
         space.components, space.spread = self.components[:m], self.spread[:m]
         space.explained_variance_ratio = self.explained_variance_ratio[:m]
         return space
 
     def config(self) -> dict[str, Any]:
-        """m alone: the rest is in the tensors."""
-        return {"m": self.m}
+        """m, and which adapters it was fitted to: the rest is in the tensors."""
+        return {"m": self.m, "n": self.n, "ids": self.ids}
 
     @classmethod
     def blank(cls, layout: Layout, base_id: str, config: Mapping[str, Any]) -> Self:
         """A space of m components that are all zero."""
-        return cls(layout, base_id, int(config["m"]))
+        return cls(layout, base_id, int(config["m"]), int(config.get("n", 0)), str(config.get("ids", "")))
 
 
-def principal_components(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The m largest variances [m] float64, falling, and their directions [m, d] float32, of centred x [n, d].
+def principal_components(x: Rows | Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """The m largest squared singular values [m] float64, falling, and right singular vectors [m, d] float32, of x [n, d].
 
-    Exact, through the smaller of x x^T and x^T x. Each direction's largest entry is positive, so that a refit has
-    the same signs.
+    Exact, through the smaller of x x^T and x^T x.
     """
     n, d = x.shape
-    values, vectors = torch.linalg.eigh(smaller_product(x))
-    values, vectors = values.flip(0)[:m].clamp_min(0), vectors.flip(1)[:, :m].float()
-    directions = vectors.T if d < n else torch.nn.functional.normalize(vectors.T @ x)
-    return values / (n - 1), signed(directions)
+    product = smaller_product(x).numpy()
+    side = len(product)
+    # Of a symmetric matrix the transpose is the same, and in LAPACK's order: it is overwritten, not copied.
+    values, vectors = scipy.linalg.eigh(product.T, subset_by_index=[side - m, side - 1], overwrite_a=True, check_finite=False)
+    values, kept = torch.from_numpy(values[::-1].copy()).clamp_min(0), torch.from_numpy(vectors.T[::-1].copy()).float()
+    if d < n:
+        return values, kept
+    directions = torch.empty(m, d)
+    for part, place in zip(x.split(COLUMNS, 1), directions.split(COLUMNS, 1), strict=True):
+        torch.matmul(kept, part, out=place)
+    return values, directions.div_(directions.norm(dim=1, keepdim=True).clamp_min(1e-30))
 
 
-def smaller_product(x: Tensor) -> Tensor:
+def smaller_product(x: Rows | Tensor) -> Tensor:
     """x x^T or x^T x of x [n, d], whichever is smaller, float64: their non-zero eigenvalues are the same."""
-    tall = x if x.shape[0] <= x.shape[1] else x.T
-    product = torch.zeros(tall.shape[0], tall.shape[0], dtype=torch.float64, device=x.device)
-    for part in tall.split(COLUMNS, 1):
-        doubled = part.double()
-        product.addmm_(doubled, doubled.T)
+    n, d = x.shape
+    product = torch.zeros(min(n, d), min(n, d), dtype=torch.float64, device=getattr(x, "device", None))
+    for part in x.split(COLUMNS, 1 if n <= d else 0):
+        doubled = (part if n <= d else part.T).double()
+        for start in range(0, len(product), COLUMNS):
+            at = slice(start, start + COLUMNS)
+            product[at, : start + COLUMNS].addmm_(doubled[at], doubled[: start + COLUMNS].T)
+    for start in range(COLUMNS, len(product), COLUMNS):  # above the diagonal is the same
+        product[:start, start : start + COLUMNS] = product[start : start + COLUMNS, :start].T
     return product
+
+
+def _refuse_fewer(m: int, spanned: int) -> None:
+    if spanned < m:
+        raise W2WError(f"m = {m} is not possible: these adapters span only {spanned} directions, some are alike. Lower --m.")
+
+
+def _digest(data: WeightDataset | Tensor, first: int | None = None) -> str:
+    """16 hex digits over the ids of the `first` rows of a dataset, all unless told; nothing for a tensor."""
+    if isinstance(data, Tensor):
+        return ""
+    return hashlib.sha256(json.dumps(data.ids[:first]).encode()).hexdigest()[:16]

@@ -1,100 +1,195 @@
-"""Principal components of a table that does not fit into memory, read block by block.
+"""A table that need not fit into memory: read by blocks of rows or columns, standardised on the way."""
 
-Block subspace iteration with a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4), with the moving shift of
-dashSVD (Feng, Yu and Xie 2022): each pass over the table multiplies the basis by X'X - shift, until the variance that
-the basis keeps no longer grows.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from w2wpp.errors import W2WError
 from w2wpp.progress import track
-from w2wpp.seeds import generator
+from w2wpp.weights import WeightDataset
 
 GIB = 2**30
-MOST_PASSES = 30
+CHUNK = 2**20  # numbers that are worked on at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows [n, d] that are read anew on every pass."""
+    """Rows [n, d] that are read anew on every pass, in the precision in which they are kept."""
 
     n: int
     d: int
-    rows: Callable[[Sequence[int]], Tensor]  # positions -> [k, d] float32
+    rows: Callable[[int, int], Tensor]  # first and last -> [k, d]
+    columns: Callable[[int, int], Tensor]  # first and last -> [n, width]
+    first: int = 0  # what the first row is called
+
+    @classmethod
+    def of(cls, data: WeightDataset | Tensor, first: int = 0) -> Self:
+        """The rows from `first` on of a dataset, or all of weights [n, d]."""
+        if isinstance(data, Tensor):
+            weights = data.float()
+            n, d = weights.shape
+            return cls(n, d, lambda start, stop: weights[start:stop], lambda start, stop: weights[:, start:stop])
+        kept = getattr(torch, next(iter(data.dtypes))) if len(data.dtypes) == 1 else torch.float32
+        return cls(
+            len(data) - first,
+            data.d,
+            lambda start, stop: data.rows(range(first + start, first + stop), kept),
+            lambda start, stop: data.columns(start, stop, range(first, len(data)), kept),
+            first,
+        )
 
     def blocks(self, rows: int, doing: str) -> Iterator[Tensor]:
         """All rows in order, at most `rows` at a time, with progress."""
         for start in track(range(0, self.n, rows), doing):
-            yield self.rows(range(start, min(self.n, start + rows)))
+            yield self.rows(start, min(self.n, start + rows))
 
 
-def moments(table: Table, memory: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [d], standard deviation [d] (1 where a coordinate never varies) and the standardised total variance; one pass.
+@dataclass(frozen=True)
+class Moments:
+    """Mean and sum of squared deviations of each coordinate, over n rows; those of disjoint rows can be merged exactly."""
 
-    memory: GiB that blocks may take.
-    """
-    first = table.rows(range(1))[0]
-    total = torch.zeros(table.d, dtype=torch.float64)
-    squares = torch.zeros(table.d, dtype=torch.float64)
-    varies = torch.zeros(table.d, dtype=torch.bool)
-    for block in table.blocks(block_rows(table.d, memory), "moments"):
-        # Sums of differences from one row: no cancellation where a coordinate hardly varies.
-        difference = (block - first).double()
-        total += difference.sum(0)
-        squares += difference.square().sum(0)
-        varies |= (difference != 0).any(0)
-    mean = first.double() + total / table.n
-    variance = (squares - total.square() / table.n).clamp_min(0) / max(1, table.n - 1)
-    scale = torch.where(varies, variance.sqrt(), 1.0).float()
-    return torch.where(varies, mean.float(), first), scale, varies.sum().double()
+    n: int
+    mean: Tensor  # [d] float64
+    squares: Tensor  # [d] float64, of the differences from the mean; 0 where nothing varies
+
+    @classmethod
+    def of(cls, table: Table, memory: float) -> Self:
+        """In one pass. memory: GiB that blocks may take. Raises W2WError naming the first row that holds NaN or infinity."""
+        first = table.rows(0, 1)[0].float()
+        total = torch.zeros(table.d, dtype=torch.float64)
+        squares = torch.zeros(table.d, dtype=torch.float64)
+        done = 0
+        for block in table.blocks(block_rows(table.d, memory), "moments"):
+            for part in block.split(chunk_rows(table.d)):
+                # Differences from one row: no cancellation where a coordinate hardly varies, none at all where it never does.
+                difference = part - first
+                total += difference.sum(0)
+                squares += difference.square_().sum(0)
+            if not torch.isfinite(squares).all():
+                _refuse_unless_finite(block, table.first + done, table.first + table.n)
+            done += len(block)
+        return cls(table.n, first.double() + total / table.n, (squares - total.square() / table.n).clamp_min(0))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both sets of rows (Chan, Golub and LeVeque 1983, equation 2.1)."""
+        n, apart = self.n + other.n, other.mean - self.mean
+        squares = self.squares + other.squares + apart.square() * (self.n * other.n / n)
+        return Moments(n, self.mean + apart * (other.n / n), squares)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation [d] float32, of n - 1 degrees of freedom; 1 where a coordinate never varies."""
+        return torch.where(self.squares > 0, (self.squares / (self.n - 1)).sqrt(), 1.0).float()
+
+    @property
+    def varying(self) -> Tensor:
+        """Which coordinates vary, [d] bool. Each has a standardised variance of 1."""
+        return self.squares > 0
 
 
-def streamed_components(
-    table: Table, mean: Tensor, scale: Tensor, m: int, *, memory: float = 2.0, tolerance: float = 1e-4, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """The m largest variances [m] float64, falling, and their directions [m, d] float32, of (rows - mean) / scale.
+class Rows(Protocol):
+    """What the solvers decompose: [n, d], given piece by piece, as often as needed."""
 
-    memory: GiB in all. tolerance: stop when a pass raises the kept variance by less than this share of it; the
-    subspace of a spectrum that hardly decays is then not unique, its variance is.
-    Raises W2WError if two bases [d, m] do not fit into the memory.
-    """
-    width = min(m + max(16, m // 10), table.n - 1, table.d)
-    bases = 4 * table.d * width * 4 / GIB  # the basis, its product, and what a QR decomposition takes
-    if bases > 0.8 * memory:
-        raise W2WError(
-            f"{m} components of {table.d:,} numbers take {bases:.1f} GiB while fitting; --memory is {memory:g}. Raise it, or lower --m."
-        )
-    rows = block_rows(table.d, memory - bases)
-    basis = torch.linalg.qr(torch.randn(table.d, width, generator=generator(seed, "principal components")))[0]
-    kept, shift = 0.0, 0.0
-    for _ in range(MOST_PASSES):
-        product = torch.zeros(table.d, width)
-        for block in table.blocks(rows, "pass over the adapters"):
-            x = (block - mean) / scale
-            product.addmm_(x.T, x @ basis)
-        small = (basis.T @ product).double() / (table.n - 1)
-        values, vectors = torch.linalg.eigh((small + small.T) / 2)
-        now = float(values[-m:].sum())
-        if now - kept <= tolerance * now:
-            break
-        kept = now
-        shift = (shift + max(0.0, float(values[0]))) / 2
-        basis = torch.linalg.qr(product / (table.n - 1) - shift * basis)[0]
-    directions = (basis @ vectors.flip(1)[:, :m].float()).T
-    return values.flip(0)[:m].clamp_min(0), signed(directions)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the pieces."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and d."""
+
+    def split(self, size: int, dim: int = 0) -> Iterable[Tensor]:
+        """As a tensor's: all rows (or columns, for dim 1) in order, at most `size` at a time."""
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """(rows - mean) / scale of a table."""
+
+    table: Table
+    mean: Tensor  # [d] float32
+    scale: Tensor  # [d] float32
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and d."""
+        return self.table.n, self.table.d
+
+    def split(self, size: int, dim: int = 0) -> Iterator[Tensor]:
+        """All rows (or columns, for dim 1) in order, at most `size` at a time; one pass over the table."""
+        if dim == 0:
+            for block in self.table.blocks(size, "pass over the adapters"):
+                yield self._scaled(block, slice(None))
+            return
+        for start in track(range(0, self.table.d, size), "pass over the adapters"):
+            stop = min(self.table.d, start + size)
+            yield self._scaled(self.table.columns(start, stop), slice(start, stop))
+
+    def to(self, dtype: torch.dtype) -> "Standardised":
+        """The same in another precision."""
+        return replace(self, dtype=dtype)
+
+    def _scaled(self, block: Tensor, columns: slice) -> Tensor:
+        mean, inverse = self.mean[columns], 1 / self.scale[columns]
+        out = torch.empty(block.shape, dtype=self.dtype)
+        rows = chunk_rows(block.shape[1])
+        for part, place in zip(block.split(rows), out.split(rows), strict=True):
+            place.copy_(torch.sub(part, mean).mul_(inverse))
+        return out
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Rows [k, d] held in memory on top of others."""
+
+    top: Tensor
+    below: Standardised
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows below."""
+        return self.below.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and d."""
+        return len(self.top) + self.below.shape[0], self.below.shape[1]
+
+    def split(self, size: int, dim: int = 0) -> Iterator[Tensor]:
+        """All rows (or columns, for dim 1) in order, at most `size` at a time."""
+        if dim == 0:
+            yield from (part.to(self.dtype) for part in self.top.split(size))
+            yield from self.below.split(size)
+            return
+        for top, below in zip(self.top.split(size, 1), self.below.split(size, 1), strict=True):
+            yield torch.cat([top.to(self.dtype), below])
+
+    def to(self, dtype: torch.dtype) -> "Stacked":
+        """The same in another precision."""
+        return replace(self, below=self.below.to(dtype))
 
 
 def signed(directions: Tensor) -> Tensor:
     """Directions [m, d] with each one's largest entry positive, so that a refit has the same signs."""
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return directions * torch.where(largest < 0, -1.0, 1.0)
+    return directions.mul_(torch.where(largest < 0, -1.0, 1.0))
 
 
-def block_rows(d: int, memory: float) -> int:
-    """How many rows [., d] a pass may hold: a block, its standardised copy and a double of it take `memory` GiB at most."""
-    return max(1, int(memory * GIB / (d * 4 * 6)))
+def chunk_rows(d: int) -> int:
+    """How many rows of d numbers to work on at a time."""
+    return max(1, CHUNK // d)
+
+
+def block_rows(d: int, memory: float, copies: int = 8) -> int:
+    """How many rows [., d] a pass may hold: `copies` bytes a number take `memory` GiB at most; at least 1 row, at most 4,096."""
+    return max(1, min(4096, int(memory * GIB / (d * copies))))
+
+
+def _refuse_unless_finite(block: Tensor, first: int, n: int) -> None:
+    bad = (~torch.isfinite(block)).any(1).nonzero()
+    if len(bad):
+        raise W2WError(f"row {first + int(bad[0])} of {n} has weights that are not numbers. Leave it out or train it again.")

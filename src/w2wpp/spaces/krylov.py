@@ -1,0 +1,183 @@
+"""Principal components of a table that need not fit into memory, from few products with it.
+
+Block Krylov iteration (Musco and Musco 2015, algorithm 2) on X'X with full reorthogonalisation, and a Rayleigh-Ritz step
+after every pass that says how much variance is kept. Products are taken in bfloat16 and summed in float32 where the
+processor does so. That tilts the span a little; the variances within it are then found in float32.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from w2wpp.errors import W2WError
+from w2wpp.seeds import generator
+from w2wpp.spaces.streaming import CHUNK, GIB, Rows, block_rows
+
+MOST_PASSES = 60
+
+
+def product_dtype() -> torch.dtype:
+    """What to take products in: bfloat16 where the processor multiplies it, else float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def krylov_components(
+    x: Rows, varying: Tensor, m: int, *, memory: float = 2.0, tolerance: float = 2e-4, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The m largest squared singular values [m] float64, falling, and right singular vectors [m, d] float32, of x [n, d].
+
+    varying: [d] bool, which columns of x are not zero. memory: GiB in all. tolerance: stop when what further passes would
+    add to the sum of the values is likely less than this share of it.
+    Raises W2WError if the vectors do not fit into the memory.
+    """
+    n, d = x.shape
+    size = 32 * min(8, -(-m // 128))  # vectors a pass: small blocks need fewer products in all, but more passes
+    vector = x.dtype.itemsize * (n + d)  # bytes of a vector of the basis and its image
+    work = 16 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
+    # The first block is random: it need not lie in the span of x, what follows from it does.
+    limit = min(n + size, int(varying.sum()))
+    least, most = min(limit, m + 2 * size), min(limit, 4 * m + 4 * size)
+    fits = int((0.8 * memory * GIB - work) / (vector + 48 * most))
+    if fits < least:
+        needed = (work + (vector + 48 * most) * least) / 0.8 / GIB
+        raise W2WError(
+            f"{m} components of {d:,} numbers take {needed:.1f} GiB while fitting; --memory is {memory:g}. Raise it, or lower --m."
+        )
+    basis = _Basis(n, d, min(most, fits), x.dtype)
+    passes = _passes(x, memory - (work + (vector + 48 * most) * basis.most) / GIB)
+    start = torch.randn(d, min(size, limit), generator=generator(seed, "principal components"))
+    fresh = torch.linalg.qr(start.mul_(varying[:, None]))[0].T
+    kept: list[float] = []
+    for _ in range(MOST_PASSES):
+        product = basis.extend(fresh, passes())
+        if basis.size >= m:
+            kept.append(float(basis.ritz_values(m).sum()))
+            if basis.size == limit or _likely_rest(kept) <= tolerance * kept[-1]:
+                break
+        fresh = basis.orthogonal(product)[: limit - basis.size]
+        if basis.size + len(fresh) > basis.most:
+            basis.compress(m + size)
+    return _refined(basis.directions(m), passes())
+
+
+def _refined(directions: Tensor, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The squared singular values and vectors of x within the span of orthonormal directions [m, d], in float32; one pass."""
+    inner = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    for block in blocks:
+        for part in block.split(256):
+            images = part.float() @ directions.T
+            inner += images.T @ images
+    values, mix = torch.linalg.eigh(inner)
+    return values.flip(0).clamp_min(0), mix.flip(1).T.float() @ directions
+
+
+def _likely_rest(kept: list[float]) -> float:
+    """What further passes would add, if each adds the same share of what the one before it did as the last one has."""
+    if len(kept) < 3:
+        return float("inf")
+    before, last = kept[-2] - kept[-3], kept[-1] - kept[-2]
+    if last <= 0:
+        return 0.0
+    return last * last / (before - last) if last < before else float("inf")
+
+
+def _passes(x: Rows, memory: float) -> Callable[[], Iterable[Tensor]]:
+    """How to go through x again and again: held in memory where it fits, read anew each time otherwise."""
+    n, d = x.shape
+    rows = block_rows(d, memory, 4 + 2 * x.dtype.itemsize)
+    part = min(rows, 1024)
+    if n * d * x.dtype.itemsize + 4 * part * d < memory * GIB:
+        held = list(x.split(part))
+        return lambda: held
+    return lambda: x.split(rows)
+
+
+class _Basis:
+    """Vectors [size, d], nearly orthonormal, and their images x v [size, n], with the Gram matrices of both."""
+
+    def __init__(self, n: int, d: int, most: int, dtype: torch.dtype) -> None:
+        self.most, self.size = most, 0
+        self.vectors, self.images = torch.empty(most, d, dtype=dtype), torch.empty(most, n, dtype=dtype)
+        self.inner, self.outer = np.zeros((most, most)), np.zeros((most, most))  # of the vectors, of the images
+
+    def extend(self, fresh: Tensor, blocks: Iterable[Tensor]) -> Tensor:
+        """Add vectors [k, d]; returns x'x of them, [k, d] float32. One pass over x."""
+        new = slice(self.size, self.size + len(fresh))
+        self.vectors[new] = fresh
+        vectors, product, at = self.vectors[new], torch.zeros(fresh.shape), 0
+        for block in blocks:
+            images = vectors @ block.T
+            self.images[new, at : at + len(block)] = images
+            product += images @ block
+            at += len(block)
+        self.size = new.stop
+        self._measure(new)
+        return product
+
+    def orthogonal(self, vectors: Tensor) -> Tensor:
+        """An orthonormal basis [k, d] of what the vectors [k, d] add to the span of this one; overwrites them."""
+        for _ in range(2):  # once is not enough where hardly anything is added
+            for part in self.vectors[: self.size].split(256):
+                wide = part.float()
+                vectors -= (vectors @ wide.T) @ wide
+            vectors = torch.linalg.qr(vectors.T)[0].T
+        return vectors
+
+    def ritz_values(self, m: int) -> np.ndarray:
+        """The m largest squared singular values of x within the span, falling."""
+        whole, _ = self._reduced()
+        values: np.ndarray = scipy.linalg.eigvalsh(whole, subset_by_index=self._last(m))[::-1].clip(0)
+        return values
+
+    def directions(self, m: int) -> Tensor:
+        """The right singular vectors of these values, [m, d] float32."""
+        return self._mixed(self.vectors, self._mix(m))
+
+    def compress(self, m: int) -> None:
+        """Keep the Ritz vectors of the m largest values only (a thick restart, Wu and Simon 2000)."""
+        mix = self._mix(m)
+        for tensor in (self.vectors, self.images):
+            self._mixed(tensor, mix, tensor)
+        self.size = len(mix)
+        self._measure(slice(0, self.size))
+
+    def _reduced(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images' Gram matrix in an orthonormal basis of the span, and the vectors' lower Cholesky factor."""
+        factor = np.linalg.cholesky(self.inner[: self.size, : self.size])
+        half = scipy.linalg.solve_triangular(factor, self.outer[: self.size, : self.size], lower=True)
+        whole = scipy.linalg.solve_triangular(factor, half.T, lower=True)
+        return (whole + whole.T) / 2, factor
+
+    def _mix(self, m: int) -> Tensor:
+        """How to mix the vectors into the Ritz vectors of the m largest values, [m, size] float32."""
+        whole, factor = self._reduced()
+        _, vectors = scipy.linalg.eigh(whole, subset_by_index=self._last(m))
+        mix = scipy.linalg.solve_triangular(factor, vectors, lower=True, trans="T")
+        return torch.from_numpy(mix.T[::-1].copy()).float()
+
+    def _mixed(self, tensor: Tensor, mix: Tensor, out: Tensor | None = None) -> Tensor:
+        """mix [m, size] times the first rows of a tensor, float32 unless told where to."""
+        out = torch.empty(len(mix), tensor.shape[1]) if out is None else out
+        for at in self._columns(tensor):
+            out[: len(mix), at] = mix @ tensor[: self.size, at].float()
+        return out
+
+    def _last(self, m: int) -> tuple[int, int]:
+        return self.size - min(m, self.size), self.size - 1
+
+    def _measure(self, new: slice) -> None:
+        """Fill in the Gram matrices of these vectors with all."""
+        for tensor, gram in ((self.vectors, self.inner), (self.images, self.outer)):
+            found = torch.zeros(new.stop - new.start, self.size, dtype=torch.float64)
+            for at in self._columns(tensor):
+                wide = tensor[: self.size, at].float()
+                found += wide[new] @ wide.T
+            gram[new, : self.size], gram[: self.size, new] = found.numpy(), found.numpy().T
+
+    def _columns(self, tensor: Tensor) -> list[slice]:
+        """Slices of columns whose copy in float32 is small."""
+        width = max(256, 4 * CHUNK // max(1, self.size))
+        return [slice(at, at + width) for at in range(0, tensor.shape[1], width)]
