@@ -122,7 +122,6 @@ def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, o
         space = load_space(file, base.device)
         here = partial(_same, space)
         if space.kind != "pca":  # whose rows without an encoder are above
-            yield row("inversion, published", space.kind, space.m, here, published)
             yield row("inversion, prior", space.kind, space.m, here, ours)
         if encoder:
             yield row("encoder", space.kind, space.m, here, None, encoder)
