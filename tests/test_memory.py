@@ -82,7 +82,7 @@ def test_a_space_is_mapped_and_decodes_in_little_more(tmp_path: Path) -> None:
     def decode() -> None:
         assert load_space(tmp_path / "space.safetensors").decode(torch.ones(3, 500)).eq(500).all()
 
-    assert within(file + SPARE // 2, decode) == "done"
+    assert within(file + SPARE, decode) == "done"
 
 
 FIT = """
@@ -103,7 +103,8 @@ print(PcaSpace.fit(WeightDataset.open(folder), m=8, solver=solver, memory=memory
 @pytest.mark.parametrize("solver", ["exact", "streaming"])
 def test_a_fit_stays_within_its_memory(big: WeightDataset, solver: str) -> None:
     draw = torch.Generator().manual_seed(0)
-    big.append(torch.randn(20, WIDE.d, generator=draw), [f"last-{i}" for i in range(20)])  # the others span one direction
-    # 0.12 GiB is less than the rows take. A new interpreter: what multiplies matrices does not survive a fork.
-    command = [sys.executable, "-c", FIT, str(big.folder), solver, "0.12", str(SPARE // 2)]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=250).stdout == "520\n"
+    for part in range(3):  # the rows before span one direction
+        big.append(torch.randn(100, WIDE.d, generator=draw), [f"last-{part}-{i}" for i in range(100)])
+    # 0.15 GiB is half of what the rows take. A new interpreter: what multiplies matrices does not survive a fork.
+    command = [sys.executable, "-c", FIT, str(big.folder), solver, "0.15", str(SPARE * 3 // 4)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=250).stdout == "800\n"

@@ -10,13 +10,13 @@ from typing import Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from w2wpp.errors import W2WError
 
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as torch and as safetensors call them
 GIB = 2**30
+LONGEST_HEADER = 2**20  # bytes; that of a shard has some 100
 PIECE = 2**22  # numbers that are read at a time where their precision changes
 
 
@@ -28,19 +28,35 @@ class OpenShard:
 
     def __enter__(self) -> Self:
         try:
-            # Opening checks the header and that the file is as long as it says.
-            with safe_open(self.path, framework="pt") as file:
-                tensor = file.get_slice("weights")
-                shape, dtype = tensor.get_shape(), tensor.get_dtype()
             self._file = self.path.open("rb", buffering=0)
-        except (OSError, SafetensorError) as error:
-            raise W2WError(f"{self.path} does not read ({error}). Was it cut short? Run `w2w dataset info --verify`.") from error
-        if (shape, dtype) != (self.shape, PRECISIONS[self.dtype]):
+        except OSError as error:
+            raise self._unreadable(error) from error
+        try:
+            self._check_header()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._file.close()
-            raise W2WError(f"{self.path} holds weights {shape} {dtype}; the manifest expects {self.shape} {PRECISIONS[self.dtype]}.")
-        length = int.from_bytes(self._file.read(8), "little")
-        self._start = 8 + length + int(json.loads(self._file.read(length))["weights"]["data_offsets"][0])
+            raise self._unreadable(error) from error
+        except W2WError:
+            self._file.close()
+            raise
         return self
+
+    def _check_header(self) -> None:
+        """Find where the numbers begin. By hand: safetensors would map the file, which counts as memory."""
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 0 < length <= LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        about = json.loads(self._file.read(length))["weights"]
+        shape, dtype, (first, last) = about["shape"], about["dtype"], about["data_offsets"]
+        if (shape, dtype) != (self.shape, PRECISIONS[self.dtype]):
+            raise W2WError(f"{self.path} holds weights {shape} {dtype}; the manifest expects {self.shape} {PRECISIONS[self.dtype]}.")
+        size, found = shape[0] * shape[1] * getattr(torch, self.dtype).itemsize, os.fstat(self._file.fileno()).st_size
+        self._start = 8 + length + first
+        if first < 0 or last - first != size or self._start + size != found:
+            raise ValueError(f"{found:,} bytes instead of {self._start + size:,}")
+
+    def _unreadable(self, error: Exception) -> W2WError:
+        return W2WError(f"{self.path} does not read ({error}). Was it cut short? Run `w2w dataset info --verify`.")
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

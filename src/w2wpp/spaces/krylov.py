@@ -36,7 +36,7 @@ def krylov_components(
     n, d = x.shape
     size = 32 * min(8, -(-m // 128))  # vectors a pass: small blocks need fewer products in all, but more passes
     vector = x.dtype.itemsize * (n + d)  # bytes of a vector of the basis and its image
-    work = 16 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
+    work = 32 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
     # The first block is random: it need not lie in the span of x, what follows from it does.
     limit = min(n + size, int(varying.sum()))
     least, most = min(limit, m + 2 * size), min(limit, 4 * m + 4 * size)
@@ -48,8 +48,8 @@ def krylov_components(
         )
     basis = _Basis(n, d, min(most, fits), x.dtype)
     passes = _passes(x, memory - (work + (vector + 48 * most) * basis.most) / GIB)
-    start = torch.randn(d, min(size, limit), generator=generator(seed, "principal components"))
-    fresh = torch.linalg.qr(start.mul_(varying[:, None]))[0].T
+    fresh = torch.randn(d, min(size, limit), generator=generator(seed, "principal components")).mul_(varying[:, None])
+    fresh = torch.linalg.qr(fresh)[0].T
     kept: list[float] = []
     for _ in range(MOST_PASSES):
         product = basis.extend(fresh, passes())
@@ -67,7 +67,7 @@ def _refined(directions: Tensor, blocks: Iterable[Tensor]) -> tuple[Tensor, Tens
     """The squared singular values and vectors of x within the span of orthonormal directions [m, d], in float32; one pass."""
     inner = torch.zeros(len(directions), len(directions), dtype=torch.float64)
     for block in blocks:
-        for part in block.split(256):
+        for part in block.split(min(256, len(directions))):
             images = part.float() @ directions.T
             inner += images.T @ images
     values, mix = torch.linalg.eigh(inner)
@@ -87,7 +87,7 @@ def _likely_rest(kept: list[float]) -> float:
 def _passes(x: Rows, memory: float) -> Callable[[], Iterable[Tensor]]:
     """How to go through x again and again: held in memory where it fits, read anew each time otherwise."""
     n, d = x.shape
-    rows = block_rows(d, memory, 4 + 2 * x.dtype.itemsize)
+    rows = block_rows(d, memory, 2 * (4 + x.dtype.itemsize))  # the last block is still in use while the next one is read
     part = min(rows, 1024)
     if n * d * x.dtype.itemsize + 4 * part * d < memory * GIB:
         held = list(x.split(part))
@@ -120,9 +120,9 @@ class _Basis:
     def orthogonal(self, vectors: Tensor) -> Tensor:
         """An orthonormal basis [k, d] of what the vectors [k, d] add to the span of this one; overwrites them."""
         for _ in range(2):  # once is not enough where hardly anything is added
-            for part in self.vectors[: self.size].split(256):
+            for part in self.vectors[: self.size].split(len(vectors)):
                 wide = part.float()
-                vectors -= (vectors @ wide.T) @ wide
+                vectors.addmm_(vectors @ wide.T, wide, alpha=-1)
             vectors = torch.linalg.qr(vectors.T)[0].T
         return vectors
 
@@ -179,5 +179,5 @@ class _Basis:
 
     def _columns(self, tensor: Tensor) -> list[slice]:
         """Slices of columns whose copy in float32 is small."""
-        width = max(256, 4 * CHUNK // max(1, self.size))
+        width = max(256, 2 * CHUNK // max(1, self.size))
         return [slice(at, at + width) for at in range(0, tensor.shape[1], width)]

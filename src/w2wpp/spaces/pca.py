@@ -18,7 +18,7 @@ from w2wpp.weights import WeightDataset
 
 Solver = Literal["auto", "exact", "streaming"]
 COLUMNS = 2048  # whose products are taken in double precision at a time
-WIDTH = 16_384  # numbers an adapter that are encoded or decoded at a time
+WIDTH = 4096  # numbers an adapter that are encoded or decoded at a time
 SMALL = 2000  # side of a square matrix that is decomposed within a second or two
 ROUNDING = 1e-5  # share of the variance that m directions may have by rounding to bfloat16 alone
 
