@@ -1,8 +1,8 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
 Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, the tuning of the
-adapters into docs/results.md, the edits into docs/editing.md. The newest demo's pictures go to docs/pictures
-(generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
+adapters into docs/results.md, the edits into docs/editing.md, the VAE's collapse into docs/collapse.md. The newest demo's
+pictures go to docs/pictures (generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ from w2wpp.runs import newest
 TABLE1 = Path("docs/results/table1.json")
 TUNING = Path("benchmarks/results/tune_adapters.json")
 EDITS = Path("benchmarks/results/edits.json")
-README, RESULTS, EDITING = Path("README.md"), Path("docs/results.md"), Path("docs/editing.md")
+COLLAPSE = Path("benchmarks/results/collapse.json")
+README, RESULTS, EDITING, COLLAPSED = (Path(page) for page in ("README.md", "docs/results.md", "docs/editing.md", "docs/collapse.md"))
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
@@ -107,6 +108,51 @@ def edits_text(edits: Mapping[str, Any]) -> str:
     )
 
 
+def collapse_text(found: Mapping[str, Any]) -> str:
+    """What each remedy does to the published VAE, a line a space, as Markdown."""
+    head = ["space", "steps", "can keep", "lost, train", "held out", "best", "KL", "linear optimum", "KL a latent, middle half", "active"]
+    head += ["decoded spread", "drawn spread", "ID, two draws", "one draw twice", "ID, reconstructed", "no face", "seconds"]
+    references, asked = found["references"], found["settings"]
+
+    def scored(likeness: Mapping[str, Any]) -> list[str]:
+        return ["" if likeness[key] is None else f"{likeness[key]:.2f}" for key in ("between", "within")]
+
+    trained = references["training adapters"]
+    rows = [["training adapters", *[""] * 11, *scored(trained), f"{references['id_own']:.2f}", f"{trained['missed']}", ""]]
+    rows += [["mean adapter", *[""] * 11, "1", "", f"{references['id_mean_adapter']:.2f}", "", ""]]
+    for row in found["rows"]:
+        of, samples = row["latents"]["held_out"], row["samples"]
+        quartiles = of.get("kl_quartiles")
+        optimum = row["kept"]["linear_optimum"]["kl_per_unit"] if "kept" in row else None
+        rows.append(
+            [
+                row["name"],
+                f"{row.get('steps', '')}",
+                f"{row['kept']['directions_above']:,}" if "kept" in row else "",
+                f"{row['lost']['train']:.2f}",
+                f"{row['lost']['held_out']:.2f}",
+                f"{row['lost_best']:.2f}" if "lost_best" in row else "",
+                f"{of['kl']:,.0f}" if of else "",
+                f"{asked['m'] * optimum:,.0f}" if optimum is not None else "",
+                f"{quartiles[1]:.2f} to {quartiles[3]:.2f}" if quartiles else "",
+                f"{of['active_units']}" if of else "",
+                f"{row['decoded_spread_ratio']:.2f}",
+                f"{row['sampled_spread_ratio']:.2f}",
+                *scored(samples),
+                "" if row["id_reconstructed"] is None else f"{row['id_reconstructed']:.2f}",
+                f"{samples['missed']}",
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    adapters = found["adapters"]
+    return (
+        f"{markdown({'head': head, 'rows': rows})}\n\n"
+        f"`{found['command']}`: m = {asked['m']}, hidden widths {asked['widths']}, {adapters['train']:,} adapters to train on and "
+        f"{adapters['held_out']} of held-out people, d = {adapters['d']:,}, seed {asked['seed']}; {trained['pictures']} pictures of draws, "
+        f"{asked['people']} people reconstructed; seconds of one core."
+    )
+
+
 def demo_pictures(runs: Path, out: Path) -> list[Path]:
     """Copy the pictures of the newest demo under `runs` to `out`. Raises W2WError if there is none."""
     folder = newest(runs, "demo")
@@ -129,6 +175,7 @@ if __name__ == "__main__":
         (README, "table1", TABLE1, table1_text),
         (RESULTS, "tuning", TUNING, tuning_text),
         (EDITING, "edits", EDITS, edits_text),
+        (COLLAPSED, "collapse", COLLAPSE, collapse_text),
     ):
         if source.exists():
             write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
