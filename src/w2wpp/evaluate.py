@@ -3,6 +3,7 @@
 ID Score (Dravid et al. 2024, section 4.3): MTCNN finds the face in both pictures, FaceNet embeds it, cosine.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from w2wpp.adapters import AdapterOptions
 from w2wpp.alignment import AlignedFaces
@@ -22,12 +23,13 @@ from w2wpp.errors import W2WError
 from w2wpp.faces import FaceJudge, embed_pictures
 from w2wpp.files import read_json, write_json
 from w2wpp.images import Image, batches, grid, write_image
+from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.layout import Layout
 from w2wpp.methods import Method, Subject, Table1Options, methods
 from w2wpp.progress import track
 from w2wpp.runs import command_line, resolved, versions
 from w2wpp.seeds import generator
-from w2wpp.spaces.base import Adapters
+from w2wpp.spaces.base import Adapters, load_space
 from w2wpp.weights import WeightDataset
 
 Embedding = NDArray[Any] | None  # a unit vector; None where no face was found
@@ -140,9 +142,9 @@ def table1(
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
     if options.ms:  # now, and not hours later
         Adapters.of(dataset).check_m(max(options.ms))
-    absent = [file for pair in options.trained for file in pair if file and not Path(file).is_file()]
-    if absent:
-        raise W2WError(f"there is no file {absent[0]}. Fit the space with `w2w fit`, its encoder with `w2w fit encoder`.")
+    trained = [_checked(*pair, dataset) for pair in options.trained]
+    if len({name for name, *_ in trained}) < len(trained):
+        raise W2WError("two of the spaces are of one kind and m: their rows could not be told apart. Score them in tables of their own.")
     sitters = Sitters.of(faces, split, judge, options.min_photos)
     people = [subject.person for subject in sitters.subjects]
     known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))
@@ -151,6 +153,7 @@ def table1(
     about = {"split": split, "base": base.source, "seed": seed}
     settings = resolved(
         {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}
+        | {"trained": trained}
     )
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
@@ -245,6 +248,24 @@ def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
         return AdapterOptions(**{**given, "targets": tuple(given["targets"])})
     except (KeyError, TypeError) as error:
         raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
+
+
+def _checked(space: str, encoder: str, dataset: WeightDataset) -> tuple[str, str, str]:
+    """What a trained space is called in the table, and digests of it and of its encoder. Raises W2WError unless all fit the dataset."""
+    opened = load_space(space)
+    opened.check(dataset.layout, dataset.base_id, "the dataset")
+    network = PhotoEncoder.load(encoder) if encoder else None
+    if network:
+        network.check(opened)
+    return f"{opened.kind}-{opened.m}", _digest(opened), _digest(network) if network else ""
+
+
+def _digest(module: nn.Module) -> str:
+    """16 hex digits over a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, o
     for file, encoder in options.trained:
         space = load_space(file, base.device)
         here = partial(_same, space)
-        if space.kind != "pca":  # whose rows without an encoder are above
+        if space.kind != "pca" or space.m not in options.ms:  # whose rows without an encoder are above
             yield row("inversion, prior", space.kind, space.m, here, ours)
         if encoder:
             yield row("encoder", space.kind, space.m, here, None, encoder)

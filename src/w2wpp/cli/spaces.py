@@ -183,11 +183,15 @@ def fit_anchored(
     with run("fit-anchored-vae", locals(), "space.safetensors") as job:
         if (faces is None) != (encoder is None):
             raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
-        options = w2w.AnchoredOptions(m=m, components=components, steps=steps, seed=seed)
-        space, history = w2w.AnchoredVaeSpace.fit(w2w.WeightDataset.open(dataset), options, device=device)
+        options, data = w2w.AnchoredOptions(m=m, components=components, steps=steps, seed=seed), w2w.WeightDataset.open(dataset)
+        photos = None
+        if faces:
+            model = w2w.BaseModel.load(base, device)
+            data.check(data.layout, model.id, f"base {base}")
+            photos = w2w.PersonPhotos.of(model, faces, split, prompt, teacher)
+        space, history = w2w.AnchoredVaeSpace.fit(data, options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": history}
-        if faces and encoder:
-            photos = w2w.PersonPhotos.of(w2w.BaseModel.load(base, device), faces, split, prompt, teacher)
+        if photos and encoder:
             fitted, trained = w2w.fit_encoder(space, photos, w2w.EncoderOptions(steps=encoder_steps, seed=seed), with_decoder=True)
             fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}

@@ -103,9 +103,12 @@ class PhotoEncoder(nn.Module):
             raise W2WError(f"cannot read encoder {path}: {error}. Was it cut short?") from error
         if about.get("format") != FORMAT:
             raise W2WError(f"{path} holds no encoder ({FORMAT} was expected). Make one with `w2w fit encoder`.")
-        encoder = cls(*json.loads(about["config"]))
-        encoder.space = tensors["space"]
-        encoder.load_state_dict(tensors, assign=True)
+        try:
+            encoder = cls(*json.loads(about["config"]))
+            encoder.space = tensors["space"]
+            encoder.load_state_dict(tensors, assign=True)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise W2WError(f"{path} does not hold what its header says ({str(error).splitlines()[0]}). Train it again.") from error
         return encoder.requires_grad_(False).eval()
 
 
@@ -116,10 +119,12 @@ def fit_encoder(
 
     One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
     the people is held out and says which step is kept. with_decoder: train the decoder of an anchored VAE with it, in
-    place, and choose the coordinates of z in which these people's points are N(0, I).
+    place, and choose the coordinates of z in which these people's points are N(0, I). The space's `encode` of adapters is
+    then the posterior of its linear part alone, which shrinks much: points come from photos.
     Returns the encoder, and its history: the loss and its parts on train and held-out people, a row a measurement.
     Raises W2WError for too few people, or a loss that is no number.
     """
+    space.check(space.layout, photos.base.id, f"base {photos.base.source}")
     people = sorted(photos.latents)
     if len(people) < LEAST_PEOPLE:
         raise W2WError(f"photos of {len(people)} people are too few to train an encoder. Give {LEAST_PEOPLE} or more.")
@@ -160,7 +165,7 @@ def fit_encoder(
             history["held_out"].append(bound.measure(held_out))
             sums = {}
             if not history["held_out"][-1]["loss"] < float("inf"):
-                raise W2WError(f"training diverged at step {step + 1}: its loss is not a number. Lower --lr.")
+                raise W2WError(f"training diverged at step {step + 1}: its loss is not a number. Lower its rate (EncoderOptions.lr).")
             if history["held_out"][-1]["loss"] < best:
                 best, kept_step, states = history["held_out"][-1]["loss"], step + 1, _copies(trained)
     for name, part in trained.items():

@@ -56,7 +56,9 @@ def train_anchored(adapters: Adapters, pca: PcaSpace, options: AnchoredOptions, 
             history["held_out"].append(found)
             sums = {}
             if not math.isfinite(found["loss"]):
-                raise W2WError(f"the anchored VAE diverged at step {step + 1}: its loss is not a number. Lower --lr.")
+                raise W2WError(
+                    f"the anchored VAE diverged at step {step + 1}: its loss is not a number. Lower its rate (AnchoredOptions.lr)."
+                )
             if found["loss"] < best:
                 best, best_step, best_state = found["loss"], step + 1, copy.deepcopy(space.state_dict())
     space.load_state_dict(best_state)

@@ -128,7 +128,11 @@ class AnchoredVaeSpace(Space):
         return (whitened * self.spread) @ self.basis.float() * self.scale + self.mean
 
     def encode(self, weights: Tensor) -> Tensor:
-        """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN."""
+        """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN.
+
+        After training on photos (`inversion.encoder`) these are no N(0, I): z was chosen for photos, and adapters that were not
+        decoded from it lie mostly outside of what it reaches.
+        """
         return self.posterior(self.whiten(weights))[0]
 
     def decode(self, z: Tensor) -> Tensor:
