@@ -92,11 +92,13 @@ def our_read(data: WeightDataset, starts: list[tuple[Path, int]], pieces: list[P
 def plain_read(data: WeightDataset, starts: list[tuple[Path, int]], pieces: list[Piece]) -> None:
     """The same bytes, into a new buffer for what `our_read` returns at once."""
     if pieces[0][1] == 1:
-        out = memoryview(torch.empty(len(pieces), data.d, dtype=KEPT).view(torch.uint8).numpy())
+        out = torch.empty(len(pieces), data.d, dtype=KEPT).view(torch.uint8).numpy()
         files = [(path.open("rb", buffering=0), start) for path, start in starts]
         for place, (row, *_) in enumerate(pieces):
             file, start = files[row // SHARD]
-            os.preadv(file.fileno(), [out[place]], start + row % SHARD * data.d * KEPT.itemsize)
+            os.preadv(file.fileno(), [out[place].data], start + row % SHARD * data.d * KEPT.itemsize)
+        for file, _ in files:
+            file.close()
         return
     for first, rows, column, columns in pieces:
         buffer = torch.empty(rows, columns, dtype=KEPT).view(torch.uint8).numpy()
