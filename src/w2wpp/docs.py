@@ -1,8 +1,9 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
 Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`: table 1 into README.md, the tuning of the
-adapters into docs/results.md, the edits into docs/editing.md, the VAE's collapse into docs/collapse.md. The newest demo's
-pictures go to docs/pictures (generated faces and a public-domain photo only), and with them the loss curves of tiny-faces.
+adapters into docs/results.md, the edits into docs/editing.md, the VAE's collapse into docs/collapse.md, drawn models and
+other directions into docs/inversion.md. The newest demo's pictures go to docs/pictures (generated faces and a public-domain
+photo only), and with them the loss curves of tiny-faces.
 """
 
 from collections.abc import Mapping
@@ -21,11 +22,15 @@ TABLE1 = Path("docs/results/table1.json")
 TUNING = Path("benchmarks/results/tune_adapters.json")
 EDITS = Path("benchmarks/results/edits.json")
 COLLAPSE = Path("benchmarks/results/collapse.json")
-README, RESULTS, EDITING, COLLAPSED = (Path(page) for page in ("README.md", "docs/results.md", "docs/editing.md", "docs/collapse.md"))
+SAMPLES, DIRECTIONS = Path("benchmarks/results/samples.json"), Path("benchmarks/results/directions.json")
+README, RESULTS, EDITING, COLLAPSED, INVERSION = (
+    Path(page) for page in ("README.md", "docs/results.md", "docs/editing.md", "docs/collapse.md", "docs/inversion.md")
+)
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
     "drawn-VAE-w2w/pictures.png": "drawn-vae.png",
+    "drawn-anchored-VAE/pictures.png": "drawn-anchored-vae.png",
     "strip.png": "strip.png",
     "reconstructions.png": "reconstructions.png",
     "inverted.png": "inverted.png",
@@ -153,6 +158,33 @@ def collapse_text(found: Mapping[str, Any]) -> str:
     )
 
 
+def samples_text(found: Mapping[str, Any]) -> str:
+    """Whether drawn models are people, a line a space, as Markdown."""
+    head = ["models", "no face", "one model, two seeds", "two models, one seed", "bars held"]
+    rows = []
+    for name, row in found["rows"].items():
+        scores = ["" if row[key] is None else f"{row[key]:.2f}" for key in ("within", "between")]
+        held = ", ".join(bar for bar, holds in row.get("bars", {}).items() if holds) or ("none" if "bars" in row else "")
+        rows.append([name, f"{row['missed']} of {row['pictures']}", *scores, held])
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`; ID Score between generated pictures."
+
+
+def directions_text(found: Mapping[str, Any]) -> str:
+    """What other linear directions find, a line a set, as Markdown."""
+    head = ["directions", "ID, other photos", "ID, input photo", "no face"]
+    rows = [
+        [
+            row["name"],
+            f"{row['id_other']:.3f} ± {row['id_other_se']:.3f}",
+            f"{row['id_input']:.3f} ± {row['id_input_se']:.3f}",
+            f"{row['missed']} of {row['pictures']}",
+        ]
+        for row in found["rows"]
+    ]
+    people = found["rows"][0]["n"]
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`, {found['split']} split, m = {found['m']}, {people} people."
+
+
 def demo_pictures(runs: Path, out: Path) -> list[Path]:
     """Copy the pictures of the newest demo under `runs` to `out`. Raises W2WError if there is none."""
     folder = newest(runs, "demo")
@@ -176,6 +208,8 @@ if __name__ == "__main__":
         (RESULTS, "tuning", TUNING, tuning_text),
         (EDITING, "edits", EDITS, edits_text),
         (COLLAPSED, "collapse", COLLAPSE, collapse_text),
+        (INVERSION, "samples", SAMPLES, samples_text),
+        (INVERSION, "directions", DIRECTIONS, directions_text),
     ):
         if source.exists():
             write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
