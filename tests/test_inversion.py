@@ -1,5 +1,6 @@
 """Inversion goes down the loss, person by person, and what it finds can be saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def bank_loss(base: BaseModel, space: PcaSpace, z: Tensor, latents: Tensor) -> T
 
 
 def test_every_persons_loss_falls_on_draws_that_were_not_seen(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
-    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4, bank=BankOptions(draws=32)))
+    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4, early_stop=False, bank=BankOptions(draws=32)))
     assert found.losses.shape == (40, 3) and found.unet_evals == 160
     before = bank_loss(base, space, torch.zeros_like(found.z), latents)
     assert (bank_loss(base, space, found.z, latents) < before).all()
@@ -151,6 +152,20 @@ def test_several_photos_of_a_person_are_taken_in_turn(base: BaseModel, latents: 
     bank = Bank.draw(base, [latents], ["Ada"], "photo of sks person", BankOptions(draws=12))
     assert torch.equal(bank.latents[0, 0], bank.latents[0, 1]) and torch.equal(bank.latents[0, 0], latents[0].float())
     assert torch.equal(bank.latents[0, 4], latents[2].float()) and torch.equal(bank.latents[0, 6], latents[0].float())
+
+
+def test_who_gains_nothing_in_a_pass_keeps_the_point_from_before(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
+    # Steps too long to go on for long; a pass is two of them.
+    wild = InversionOptions(steps=40, batch=4, lr=1.5, final_lr=1.0, bank=BankOptions(draws=8))
+    found, free = invert(base, space, latents, KEYS, wild), invert(base, space, latents, KEYS, replace(wild, early_stop=False))
+    assert found.unet_evals < free.unet_evals == 160
+    assert found.losses.shape == (40, 3) and found.path.shape == (41, 3, 6) and torch.equal(found.path[-1], found.z)
+    passes = free.losses.unflatten(0, (20, 2)).mean(1)  # [20, 3]
+    for i in range(3):
+        last = next((p for p in range(1, 20) if passes[p, i] >= passes[:p, i].min()), None)
+        assert torch.equal(found.z[i], free.path[-1 if last is None else 2 * last, i])
+    alone = invert(base, space, latents[1:2], KEYS[1:2], wild)
+    torch.testing.assert_close(alone.z[0], found.z[1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_published_recipe_spends_400_draws_alone(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:

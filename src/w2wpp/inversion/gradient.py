@@ -31,6 +31,7 @@ class InversionOptions:
     prompt: str = "photo of sks person"  # the one that the space's adapters were trained with
     prior_weight: float = 0.01  # of |z|^2 / 2m, minus the log of the prior, a latent (eq. 6); 0 is eq. 5
     variational: bool = False  # look for N(mu, sigma^2) in place of a point, with its KL to the prior (eq. 7)
+    early_stop: bool = True  # who gained nothing in a whole pass over their bank keeps the point from before it
     bank: BankOptions = field(default_factory=BankOptions)
     group: int = 32  # people that share each forward pass
     seed: int = 0
@@ -81,16 +82,19 @@ def invert(
     bank = Bank.draw(base, each, keys, options.prompt, options.bank, options.seed, mask)
     begin = torch.zeros(len(keys), space.m) if start is None else start.float()
     found = [_descend(base, space, bank.of(s), keys[s], begin[s], options) for s in batches(len(keys), options.group)]
-    path, losses = torch.cat([path for path, _ in found], 1), torch.cat([losses for _, losses in found], 1)
+    path, losses = torch.cat([path for path, _, _ in found], 1), torch.cat([losses for _, losses, _ in found], 1)
     if not torch.isfinite(path[-1]).all():
         raise W2WError(f"inversion diverged at learning rate {options.lr:g}: points are not numbers. Lower --lr.")
-    return Inverted(path[-1], losses, path, options.steps * options.batch)
+    return Inverted(path[-1], losses, path, options.batch * sum(steps for _, _, steps in found) / len(keys))
 
 
 def _descend(
     base: BaseModel, space: Space, bank: Bank, keys: Sequence[str], start: Tensor, options: InversionOptions
-) -> tuple[Tensor, Tensor]:
-    """Adam on one group: the points on the way [steps + 1, k, m] and the losses [steps, k]."""
+) -> tuple[Tensor, Tensor, int]:
+    """Adam on one group: the points on the way [steps + 1, k, m], the losses [steps, k], and the steps of all k together.
+
+    After an early stop a person's points and losses are repeated.
+    """
     k, b = len(keys), options.batch
     mean = start.to(base.device, copy=True).requires_grad_(True)
     # Starts narrow: what the photo does not tell widens towards the prior's 1 as the KL asks.
@@ -99,6 +103,8 @@ def _descend(
     anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, options.steps), eta_min=options.lr * options.final_lr)
     draws = [generator(options.seed, "inversion", key) for key in keys]
     path, losses = [start.float()], torch.zeros(options.steps, k)
+    a_pass = -(-bank.size // b)
+    kept, best, taken = start.float().clone(), torch.full((k,), float("inf")), torch.full((k,), options.steps)
     for step in track(range(options.steps), f"invert {k} photos"):
         z = mean
         if options.variational:
@@ -113,7 +119,17 @@ def _descend(
         anneal.step()
         losses[step] = own.detach().cpu()
         path.append(mean.detach().cpu().clone())
-    return torch.stack(path), losses
+        if options.early_stop and (step + 1) % a_pass == 0:
+            now, going = losses[step + 1 - a_pass : step + 1].mean(0), taken == options.steps
+            better = going & (now < best)
+            kept[better], best[better] = path[-1][better], now[better]
+            taken[going & (now >= best) & ~better] = step + 1
+            if (taken < options.steps).all():
+                break
+    ways = torch.stack(path + path[-1:] * (options.steps + 1 - len(path)))
+    for i in (taken < options.steps).nonzero().flatten().tolist():
+        ways[int(taken[i]) :, i], losses[int(taken[i]) :, i] = kept[i], best[i]
+    return ways, losses, int(taken.sum())
 
 
 def _surprise(mean: Tensor, log_sigma: Tensor | None) -> Tensor:
