@@ -19,6 +19,7 @@ from w2wpp.report import table1_rows
 from w2wpp.runs import newest
 
 TABLE1 = Path("docs/results/table1.json")
+SEARCHES = Path("docs/results/searches.json")  # on val, without PCA: eq. 7, CMA-ES and the cross-entropy method
 TUNING = Path("benchmarks/results/tune_adapters.json")
 EDITS = Path("benchmarks/results/edits.json")
 COLLAPSE = Path("benchmarks/results/collapse.json")
@@ -208,6 +209,7 @@ if __name__ == "__main__":
         (RESULTS, "tuning", TUNING, tuning_text),
         (EDITING, "edits", EDITS, edits_text),
         (COLLAPSED, "collapse", COLLAPSE, collapse_text),
+        (INVERSION, "searches", SEARCHES, table1_text),
         (INVERSION, "samples", SAMPLES, samples_text),
         (INVERSION, "directions", DIRECTIONS, directions_text),
     ):
