@@ -31,12 +31,12 @@ from torch import Tensor
 from w2wpp.base_model import BaseModel
 from w2wpp.cli.common import SKS, numbers
 from w2wpp.errors import W2WError
-from w2wpp.faces import embed_pictures
+from w2wpp.faces import Embedding, embed_pictures
 from w2wpp.figures import picture_rows
 from w2wpp.files import read_json, write_json
 from w2wpp.images import batches
 from w2wpp.layout import Layout
-from w2wpp.likeness import Embedding, likeness, likeness_of
+from w2wpp.likeness import likeness, likeness_of
 from w2wpp.runs import command_line, versions
 from w2wpp.seeds import generator
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace

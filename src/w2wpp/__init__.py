@@ -48,7 +48,7 @@ _PUBLIC = {
     "spaces.base": ("load_space",),
     "spaces.pca": ("PcaSpace",),
     "spaces.vae": ("VaeOptions", "VaeSpace", "collapse"),
-    "ways": ("trajectory", "write_trajectory"),
+    "trajectories": ("trajectory", "write_trajectory"),
     "tables": ("label_from", "read_table", "write_table"),
     "weights": ("WeightDataset",),
 }

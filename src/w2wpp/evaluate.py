@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from w2wpp.adapters import AdapterOptions
@@ -20,7 +19,7 @@ from w2wpp.alignment import AlignedFaces
 from w2wpp.base_model import BaseModel
 from w2wpp.comparison import compared
 from w2wpp.errors import W2WError
-from w2wpp.faces import FaceJudge, embed_pictures
+from w2wpp.faces import Embedding, FaceJudge, embed_pictures
 from w2wpp.files import read_json, write_json
 from w2wpp.images import Image, batches, grid, write_image
 from w2wpp.inversion.encoder import PhotoEncoder
@@ -32,7 +31,6 @@ from w2wpp.seeds import generator
 from w2wpp.spaces.base import Adapters, load_space
 from w2wpp.weights import WeightDataset
 
-Embedding = NDArray[Any] | None  # a unit vector; None where no face was found
 SCORES = ("id_input", "id_other", "id_other_people")
 SHEET_PEOPLE = 16
 

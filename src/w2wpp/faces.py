@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
+Embedding = NDArray[np.float32] | None  # a unit vector [512]; None where no face was found
 
 # Where the mean of the eyes and the mean of the mouth corners land in an aligned crop, as fractions of its side.
 EYES_XY = (0.5, 0.40)
@@ -138,7 +139,7 @@ def align(image: Image, face: Face, size: int = 64) -> Image:
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def embed_pictures(images: Sequence[Image], judge: FaceJudge | None = None) -> list[NDArray[np.float32] | None]:
+def embed_pictures(images: Sequence[Image], judge: FaceJudge | None = None) -> list[Embedding]:
     """Embed the most prominent face of each picture; None where no face is found (counted, never fatal)."""
     judge = judge or default_judge()
     found = []

@@ -5,17 +5,14 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from numpy.typing import NDArray
 from torch import Tensor
 
 from w2wpp.base_model import BaseModel
-from w2wpp.faces import FaceJudge, embed_pictures
+from w2wpp.faces import Embedding, FaceJudge, embed_pictures
 from w2wpp.figures import picture_rows
 from w2wpp.layout import Layout
 from w2wpp.spaces.base import Space
 from w2wpp.weights import WeightDataset
-
-Embedding = NDArray[Any] | None  # a unit vector; None where no face was found
 
 
 def likeness(
