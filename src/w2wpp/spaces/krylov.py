@@ -7,8 +7,6 @@ processor does so. That tilts the span a little; the variances within it are the
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -101,7 +99,9 @@ class _Basis:
     def __init__(self, n: int, d: int, most: int, dtype: torch.dtype) -> None:
         self.most, self.size = most, 0
         self.vectors, self.images = torch.empty(most, d, dtype=dtype), torch.empty(most, n, dtype=dtype)
-        self.inner, self.outer = np.zeros((most, most)), np.zeros((most, most))  # of the vectors, of the images
+        # The Gram matrices of the vectors and of the images. Torch decomposes them: another library's threads would get in its way.
+        self.inner = torch.zeros(most, most, dtype=torch.float64)
+        self.outer = torch.zeros(most, most, dtype=torch.float64)
 
     def extend(self, fresh: Tensor, blocks: Iterable[Tensor]) -> Tensor:
         """Add vectors [k, d]; returns x'x of them, [k, d] float32. One pass over x."""
@@ -126,11 +126,10 @@ class _Basis:
             vectors = torch.linalg.qr(vectors.T)[0].T
         return vectors
 
-    def ritz_values(self, m: int) -> np.ndarray:
-        """The m largest squared singular values of x within the span, falling."""
-        whole, _ = self._reduced()
-        values: np.ndarray = scipy.linalg.eigvalsh(whole, subset_by_index=self._last(m))[::-1].clip(0)
-        return values
+    def ritz_values(self, m: int) -> Tensor:
+        """The m largest squared singular values of x within the span, falling, float64."""
+        values: Tensor = torch.linalg.eigvalsh(self._reduced()[0])
+        return values.flip(0)[:m].clamp_min(0)
 
     def directions(self, m: int) -> Tensor:
         """The right singular vectors of these values, [m, d] float32."""
@@ -144,19 +143,18 @@ class _Basis:
         self.size = len(mix)
         self._measure(slice(0, self.size))
 
-    def _reduced(self) -> tuple[np.ndarray, np.ndarray]:
+    def _reduced(self) -> tuple[Tensor, Tensor]:
         """The images' Gram matrix in an orthonormal basis of the span, and the vectors' lower Cholesky factor."""
-        factor = np.linalg.cholesky(self.inner[: self.size, : self.size])
-        half = scipy.linalg.solve_triangular(factor, self.outer[: self.size, : self.size], lower=True)
-        whole = scipy.linalg.solve_triangular(factor, half.T, lower=True)
+        factor = torch.linalg.cholesky(self.inner[: self.size, : self.size])
+        half = torch.linalg.solve_triangular(factor, self.outer[: self.size, : self.size], upper=False)
+        whole = torch.linalg.solve_triangular(factor, half.T, upper=False)
         return (whole + whole.T) / 2, factor
 
     def _mix(self, m: int) -> Tensor:
         """How to mix the vectors into the Ritz vectors of the m largest values, [m, size] float32."""
         whole, factor = self._reduced()
-        _, vectors = scipy.linalg.eigh(whole, subset_by_index=self._last(m))
-        mix = scipy.linalg.solve_triangular(factor, vectors, lower=True, trans="T")
-        return torch.from_numpy(mix.T[::-1].copy()).float()
+        vectors = torch.linalg.eigh(whole)[1].flip(1)[:, :m]
+        return torch.linalg.solve_triangular(factor.T, vectors, upper=True).T.float()
 
     def _mixed(self, tensor: Tensor, mix: Tensor, out: Tensor | None = None) -> Tensor:
         """mix [m, size] times the first rows of a tensor, float32 unless told where to."""
@@ -165,9 +163,6 @@ class _Basis:
             out[: len(mix), at] = mix @ tensor[: self.size, at].float()
         return out
 
-    def _last(self, m: int) -> tuple[int, int]:
-        return self.size - min(m, self.size), self.size - 1
-
     def _measure(self, new: slice) -> None:
         """Fill in the Gram matrices of these vectors with all."""
         for tensor, gram in ((self.vectors, self.inner), (self.images, self.outer)):
@@ -175,7 +170,7 @@ class _Basis:
             for at in self._columns(tensor):
                 wide = tensor[: self.size, at].float()
                 found += wide[new] @ wide.T
-            gram[new, : self.size], gram[: self.size, new] = found.numpy(), found.numpy().T
+            gram[new, : self.size], gram[: self.size, new] = found, found.T
 
     def _columns(self, tensor: Tensor) -> list[slice]:
         """Slices of columns whose copy in float32 is small."""
