@@ -34,6 +34,7 @@ from w2wpp.formats.lora_file import read_lora
 from w2wpp.formats.peft import CONFIG, TENSORS, write_peft
 from w2wpp.formats.single_file import write_diffusers, write_kohya
 from w2wpp.formats.torch_files import load_plain
+from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.layout import Layout
 from w2wpp.point_files import load_points, save_points
 from w2wpp.runs import command_line, versions
@@ -468,9 +469,12 @@ def damage_everything(folder: Path, n: int, seed: int = 0) -> dict[str, dict[str
     space = PcaSpace.fit(data, m=3)
     space.save(folder / "space.safetensors")
     save_points(folder / "points.safetensors", space.encode(weights), data.ids, space)
-    found["space"] = damage(
-        folder / "space.safetensors", n, lambda: load_space(folder / "space.safetensors").decode(torch.zeros(1, 3)), seed=seed
-    )
+    file, z = folder / "space.safetensors", torch.ones(1, 3)
+    found["space"] = damage(file, n, lambda file=file: load_space(file).decode(z).tolist(), [space.decode(z).tolist()], seed)
+    encoder, described = PhotoEncoder(6, 3, 8), torch.ones(1, 6)
+    encoder.save(folder / "encoder.safetensors")
+    file, drawn = folder / "encoder.safetensors", encoder(described).tolist()
+    found["encoder"] = damage(file, n, lambda file=file: PhotoEncoder.load(file)(described).tolist(), [drawn], seed)
     expected = [data.ids, space.encode(weights).tolist()]
     found["points"] = damage(folder / "points.safetensors", n, lambda: _points(folder / "points.safetensors", space), [expected], seed)
     write_kohya(folder / "kohya.safetensors", LAYOUT, weights[0])

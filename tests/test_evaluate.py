@@ -21,11 +21,14 @@ from w2wpp.base_model import BaseModel
 from w2wpp.errors import W2WError
 from w2wpp.evaluate import generate_for, id_score, summary, table1
 from w2wpp.faces import Face, Image
+from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.gradient import PUBLISHED, InversionOptions
 from w2wpp.layout import Layout
 from w2wpp.lora import initial_weights
 from w2wpp.methods import Subject, Table1Options
+from w2wpp.point_files import fingerprint
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
+from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeOptions
 from w2wpp.weights import WeightDataset
 
@@ -224,6 +227,14 @@ def test_finished_rows_are_not_made_again(
 def test_a_dataset_that_knows_the_people_is_refused(
     base: BaseModel, layout: Layout, adapters: WeightDataset, faces: AlignedFaces, dataset: Path, tmp_path: Path
 ) -> None:
+    space = PcaSpace.fit(adapters, m=3)
+    space.save(tmp_path / "space.safetensors")
+    encoder = PhotoEncoder(6, space.m, 8)
+    encoder.space, encoder.people = fingerprint(space), frozenset(["Ada", "Bob"])
+    encoder.save(tmp_path / "encoder.safetensors")
+    trained = replace(SMALL, trained=((str(tmp_path / "space.safetensors"), str(tmp_path / "encoder.safetensors")),))
+    with pytest.raises(W2WError, match=r"encoder\.safetensors learned from 1 people to be scored, such as Ada"):
+        table1(base, adapters, faces, options=trained, judge=JUDGE)
     adapters.append(torch.zeros(1, layout.d), ["Ada"], [{"person": "Ada"}])
     with pytest.raises(W2WError, match="1 people to be scored, such as Ada"):
         table1(base, adapters, faces, options=SMALL, judge=JUDGE)

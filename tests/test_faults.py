@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path) -> None:
 
 
 def test_damage_is_refused_or_says_what_was_there(tmp_path: Path) -> None:
-    found = faults.damage_everything(tmp_path, 45)
+    found = faults.damage_everything(tmp_path, 45)  # and what is read, where a file has a checksum, is as it was
     assert found["shard"] == {"refused": 45}  # verify finds every one
     assert all(counts["refused"] > 0 for counts in found.values())
 

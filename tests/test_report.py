@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from w2wpp.docs import filled, table1_text, tuning_text
+from w2wpp.docs import filled
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
 from w2wpp.report import table1_rows, write_report
+from w2wpp.result_tables import pca_sizes_text, pca_text, table1_text, tuning_text
 
 TABLE1 = {
     "split": "test",
@@ -49,6 +50,18 @@ def test_the_tuning_table_says_what_was_tried() -> None:
     row = {"id": 0.2146, "se": 0.021, "others": 0.1, "missed": 3.0, "d": 3200.0, "options": options}
     text = tuning_text({"command": "python tune", "people": 24, "pictures": 4, "rows": [row]})
     assert "| to_q | 3,200 | 9 | 0.02 | 60 x (2 + 1) | 0.25 | 0.215 ± 0.021 | 0.100 | 3 of 96 |" in text
+
+
+def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_came() -> None:
+    size = {"n": 4000, "d": 20000, "m": 200, "cpu_seconds": 4.0, "peak_gib": 0.5, "explained_variance": 0.65}
+    runs = [{**size, "way": way, "seconds": seconds} for way, seconds in (("ours", 1), ("other", 4), ("ours", 2), ("other", 6))]
+    about = {"command": "python pca", "machine": {"cpu": "a cpu", "threads": 2, "memory_gib": 23.5}}
+    assert "| other | 5.0 | 3.5 | 4.0 | 0.50 | 0.65000 |" in pca_text({**about, "runs": runs})
+    stopped = {**size, "way": "other", "seconds": 60.0, "rows_done": 1000, "extrapolated_seconds": 240.0}
+    ended = {"n": 4000, "d": 20000, "m": 200, "way": "third", "ended": "not started"}
+    text = pca_sizes_text({**about, "runs": [runs[2], stopped, ended]})
+    assert "| 4,000 | 20,000 | 200 | other | 4, from its first 1,000 rows | 0.1 | 0.50 |  |" in text
+    assert "| third | not started |" in text and "2 threads" in text
 
 
 @pytest.mark.parametrize(("page", "names"), [("README.md", ["table1"]), ("docs/results.md", ["tuning"])])

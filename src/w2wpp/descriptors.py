@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from w2wpp.alignment import AlignedFaces
 from w2wpp.errors import W2WError
-from w2wpp.files import write_tensors
+from w2wpp.files import read_checked, write_checked
 from w2wpp.images import Image
 from w2wpp.progress import track
 
@@ -54,11 +53,11 @@ def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
 def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Tensor]:
     """Descriptions of all photos of these people, person -> [p, 128] float32; those made before are read from the faces folder."""
     path = faces.folder / KEPT
-    known = load_file(path) if path.is_file() else {}
+    known = read_checked(path, "descriptions")[0] if path.is_file() else {}
     missing = [person for person in people if len(known.get(person, ())) != len(faces.people[person])]
     if missing:
         each = [faces.photos(person) for person in missing]
         made = torch.from_numpy(describe_faces([image for images in each for image in images]))
         known |= dict(zip(missing, made.split([len(images) for images in each]), strict=True))
-        write_tensors(path, {person: described.contiguous() for person, described in known.items()})
+        write_checked(path, known, {})
     return {person: known[person] for person in people}

@@ -133,7 +133,8 @@ def table1(
     Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
     real photos, is the ceiling: the input photo scored in place of pictures.
     folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
-    Raises W2WError if the dataset belongs to another base or holds scored people, or the folder is of another table.
+    Raises W2WError if the dataset belongs to another base, if it or an encoder learned from scored people, or if the folder is
+    of another table.
     """
     options = options or Table1Options()
     adapters = _adapter_options(dataset)
@@ -143,11 +144,16 @@ def table1(
     trained = [_checked(*pair, dataset) for pair in options.trained]
     if len({name for name, *_ in trained}) < len(trained):
         raise W2WError("two of the spaces are of one kind and m: their rows could not be told apart. Score them in tables of their own.")
+    searched = [name for name, *_ in trained if name.endswith(f"-{options.searches_m}") and not name.startswith("pca")]
+    if options.searches_m is not None and not searched:
+        raise W2WError(f"no --space but PCA's has m = {options.searches_m}, at which searches are asked for. Give one, or leave them out.")
     sitters = Sitters.of(faces, split, judge, options.min_photos)
     people = [subject.person for subject in sitters.subjects]
-    known = sorted({labels.get("person", "") for labels in dataset.labels} & set(people))
-    if known:
-        raise W2WError(f"the dataset holds adapters of {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
+    learned_from = {"the dataset": {labels.get("person", "") for labels in dataset.labels}}
+    learned_from |= {f"encoder {file}": set(PhotoEncoder.load(file).people) for _, file in options.trained if file}
+    for source, learned in learned_from.items():
+        if known := sorted(learned & set(people)):
+            raise W2WError(f"{source} learned from {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
     about = {"split": split, "base": base.source, "seed": seed}
     settings = resolved(
         {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}

@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -105,3 +108,34 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
         except Exception as error:
             # safetensors reports a full disk as its own SafetensorError.
             raise W2WError(f"cannot write {path}: {error}. Nothing was changed.") from error
+
+
+def write_checked(path: str | Path, tensors: dict[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors and a header as safetensors to `path`, whole or not at all, with a checksum of both."""
+    write_tensors(path, tensors, {**about, "checksum": _checksum(tensors, about)})
+
+
+def read_checked(path: str | Path, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, mapped from the file, and the header of what `write_checked` wrote; `what` it is, for errors.
+
+    Raises W2WError if the file is cut short, or if a number or the header was altered.
+    """
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise W2WError(f"cannot read {what} {path}: {error}. Was it cut short?") from error
+    checksum = about.pop("checksum", None)  # files of early versions have none
+    if checksum is not None and checksum != _checksum(tensors, about):
+        raise W2WError(f"{what} {path} was altered: its checksum differs. Take it from a copy, or make it again.")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Of every number and its name, and of what the header says."""
+    found = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        shape = f"{name} {tensor.dtype} {list(tensor.shape)}"
+        found = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(shape.encode(), found))
+    return str(found)

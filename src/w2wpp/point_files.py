@@ -1,16 +1,14 @@
 """Files of points: `points.safetensors` holds z and ids, and says which space the points lie in."""
 
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from w2wpp.errors import W2WError
-from w2wpp.files import write_tensors
+from w2wpp.files import read_checked, write_checked
 from w2wpp.layout import Layout
 from w2wpp.seeds import generator
 from w2wpp.spaces.base import Space
@@ -21,28 +19,19 @@ PROBES = 8
 
 def save_points(path: str | Path, z: Tensor, ids: Sequence[str], space: Space) -> None:
     """Write points z [n, m] of a space, with an id each."""
-    z = z.float().cpu().contiguous()
     about = {"format": FORMAT, "kind": space.kind, "base_id": space.base_id, "layout": space.layout.to_json(), "ids": json.dumps(list(ids))}
-    about["crc32"] = _checksum(about, z)
-    write_tensors(path, {"z": z, "fingerprint": fingerprint(space)}, about)
+    write_checked(path, {"z": z.float(), "fingerprint": fingerprint(space)}, about)
 
 
 def load_points(path: str | Path, space: Space) -> tuple[Tensor, list[str]]:
     """Read points of a space: z [n, m] float32 and their ids.
 
-    Raises W2WError if the file is cut short, is none of points, or its points lie in another space.
+    Raises W2WError if the file is cut short or was altered, is none of points, or its points lie in another space.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise W2WError(f"{path} holds no points ({FORMAT} was expected). Give a file that `w2w sample` or `w2w invert` made.")
-            z, there = file.get_tensor("z"), file.get_tensor("fingerprint")
-    except (OSError, SafetensorError) as error:
-        raise W2WError(f"cannot read points {path}: {error}. Was it cut short?") from error
-    # Files of the first version have no checksum.
-    if about.get("crc32", _checksum(about, z)) != _checksum(about, z):
-        raise W2WError(f"points {path} were altered: their checksum differs. Take them from a copy, or make them again.")
+    tensors, about = read_checked(path, "points")
+    if about.get("format") != FORMAT or not {"z", "fingerprint"} <= tensors.keys():
+        raise W2WError(f"{path} holds no points ({FORMAT} was expected). Give a file that `w2w sample` or `w2w invert` made.")
+    z, there = tensors["z"], tensors["fingerprint"]
     space.check(Layout.from_json(about["layout"]), about["base_id"], f"points {path}")
     if (about["kind"], z.shape[1]) != (space.kind, space.m) or not alike(there, fingerprint(space)):
         found, given = f"{about['kind']}, m = {z.shape[1]}", f"{space.kind}, m = {space.m}"
@@ -63,12 +52,6 @@ def fingerprint(space: Space) -> Tensor:
     along = torch.randn(space.layout.d, generator=draw)
     weights = space.decode(probes.to(space.device)).cpu().float()
     return (weights[1:] - weights[0]) @ along
-
-
-def _checksum(about: Mapping[str, str], z: Tensor) -> str:
-    """Of what the header says and of every number."""
-    said = {key: value for key, value in about.items() if key != "crc32"}
-    return str(zlib.crc32(z.numpy().tobytes(), zlib.crc32(json.dumps(said, sort_keys=True).encode())))
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

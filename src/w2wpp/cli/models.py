@@ -106,10 +106,20 @@ def invert(
     Writes points.safetensors, a dataset of the full weights, a peft adapter folder a photo, and pictures beside the photos.
     """
     with run("invert", locals()) as job:
+        given = {
+            "--start": start,
+            "--encoder": encoder,
+            "--steps": steps,
+            "--batch": batch,
+            "--lr": lr,
+            "--variational": variational or None,
+        }
+        if published and (unused := [name for name, value in given.items() if value is not None]):
+            raise W2WError(f"--published leaves no room for {', '.join(unused)}. Leave out one or the other.")
         network = None if published else pick_encoder(space, start, encoder)
         model, opened = open_space(space, base, device)
         people = [[w2w.ready_photo(photo, model, align_face=align) for photo in w2w.pictures_in(path)] for path in photos]
-        ids = [path.stem for path in photos]
+        ids = [path.name if path.is_dir() else path.stem for path in photos]
         if len(set(ids)) < len(ids):
             raise W2WError("two photos have the same file name, which names their points. Rename one.")
         begin = None

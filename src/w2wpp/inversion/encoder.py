@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from w2wpp.descriptors import describe_faces
 from w2wpp.errors import W2WError
-from w2wpp.files import write_tensors
+from w2wpp.files import read_checked, write_checked
 from w2wpp.images import Image
 from w2wpp.inversion.photos import PersonPhotos
 from w2wpp.point_files import alike, fingerprint
@@ -50,10 +49,11 @@ class PhotoEncoder(nn.Module):
     mean: Tensor  # [f], over photos
     scale: Tensor  # [f]
     space: Tensor  # the fingerprint of the space that the points lie in
+    people: frozenset[str]  # whose photos it learned from; empty if that is not known
 
     def __init__(self, features: int, m: int, hidden: int) -> None:
         super().__init__()
-        self.features, self.m, self.hidden = features, m, hidden
+        self.features, self.m, self.hidden, self.people = features, m, hidden, frozenset()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("space", torch.zeros(0))
@@ -88,24 +88,23 @@ class PhotoEncoder(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the encoder as one safetensors file."""
-        about = {"format": FORMAT, "config": json.dumps([self.features, self.m, self.hidden])}
-        write_tensors(path, self.state_dict(), about)
+        config = [self.features, self.m, self.hidden]
+        about = {"format": FORMAT, "config": json.dumps(config), "people": json.dumps(sorted(self.people))}
+        write_checked(path, self.state_dict(), about)
 
     @classmethod
     def load(cls, path: str | Path) -> "PhotoEncoder":
-        """Read what `save` wrote, or `tiny-faces`, that of the embedded space. Raises W2WError if the file is no whole encoder."""
+        """Read what `save` wrote, or `tiny-faces`, that of the embedded space.
+
+        Raises W2WError if the file is no whole encoder, or was altered.
+        """
         path = TINY_SPACES / "encoder.safetensors" if str(path) == "tiny-faces" else path
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise W2WError(f"cannot read encoder {path}: {error}. Was it cut short?") from error
+        tensors, about = read_checked(path, "encoder")
         if about.get("format") != FORMAT:
             raise W2WError(f"{path} holds no encoder ({FORMAT} was expected). Make one with `w2w fit encoder`.")
         try:
             encoder = cls(*json.loads(about["config"]))
-            encoder.space = tensors["space"]
+            encoder.space, encoder.people = tensors["space"], frozenset(json.loads(about.get("people", "[]")))
             encoder.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise W2WError(f"{path} does not hold what its header says ({str(error).splitlines()[0]}). Train it again.") from error
@@ -177,7 +176,7 @@ def fit_encoder(
             encoder.recentre(*space.recentre(encoder(every)))
         space.follow_decoder()
         space.compact()
-    encoder.space = fingerprint(space)
+    encoder.space, encoder.people = fingerprint(space), frozenset(people)
     return encoder, {**history, "kept_step": kept_step}
 
 

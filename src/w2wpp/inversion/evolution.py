@@ -41,6 +41,8 @@ class EvolutionOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise W2WError(f"no search is called {self.method!r}. Choose {' or '.join(METHODS)}.")
+        if not self.prior_weight >= 0:
+            raise W2WError(f"nothing can be searched with prior weight {self.prior_weight:g}. It must be at least 0.")
 
 
 def evolve(

@@ -83,8 +83,11 @@ class AnchoredVaeSpace(Space):
         options, adapters = options or AnchoredOptions(), Adapters.of(data, layout, base_id)
         adapters.check_m(options.m)
         options = replace(options, components=max(options.m, min(options.components, len(adapters) - 1, adapters.layout.d)))
-        pca = pca.truncate(options.components) if pca else PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id)
-        return train_anchored(adapters, pca, options, device)
+        pca = pca or PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id, at_most=True)  # fewer where some are alike
+        if pca.m < options.m:
+            raise W2WError(f"m = {options.m} is not possible: these adapters span only {pca.m} directions, some are alike. Lower --m.")
+        pca = pca.truncate(min(options.components, pca.m))
+        return train_anchored(adapters, pca, replace(options, components=pca.m), device)
 
     @classmethod
     def anchored(cls, pca: PcaSpace, options: AnchoredOptions, rest: float) -> Self:

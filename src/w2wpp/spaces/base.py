@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from w2wpp.base_model import ASSETS
 from w2wpp.errors import W2WError
-from w2wpp.files import write_tensors
+from w2wpp.files import read_checked, write_checked
 from w2wpp.layout import Layout
 from w2wpp.seeds import generator
 from w2wpp.weights import WeightDataset
@@ -92,21 +91,16 @@ class Space(nn.Module, ABC):
     def save(self, path: str | Path) -> None:
         """Write the space as one safetensors file, whole or not at all; its header says what it is."""
         header = {"kind": self.kind, "layout": self.layout.to_json(), "base_id": self.base_id, "config": json.dumps(self.config())}
-        write_tensors(path, self.state_dict(), {"format": FORMAT, **header})
+        write_checked(path, self.state_dict(), {"format": FORMAT, **header})
 
 
 def load_space(path: str | Path, device: str | torch.device = "cpu") -> Space:
     """Read what `Space.save` wrote, or `tiny-faces`, the embedded space; it decodes exactly as it did.
 
-    Raises W2WError if the file is no whole space.
+    Raises W2WError if the file is no whole space, or was altered.
     """
     path = TINY_SPACES / "space.safetensors" if str(path) == "tiny-faces" else path
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise W2WError(f"cannot read space {path}: {error}. Was it cut short? Refit with `w2w fit`.") from error
+    tensors, header = read_checked(path, "space", device)
     if header.get("format") != FORMAT or header.get("kind") not in REGISTRY:
         found = f"format {header.get('format')!r}, kind {header.get('kind')!r}"
         raise W2WError(f"{path} is no space ({found}; expected {FORMAT!r} and {' or '.join(REGISTRY)}). Make one with `w2w fit`.")

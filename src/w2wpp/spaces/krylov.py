@@ -5,6 +5,7 @@ after every pass that says how much variance is kept. Products are taken in bflo
 processor does so. That tilts the span a little; the variances within it are then found in float32.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,7 +15,8 @@ from w2wpp.errors import W2WError
 from w2wpp.seeds import generator
 from w2wpp.spaces.streaming import CHUNK, GIB, Rows, block_rows
 
-MOST_PASSES = 60
+MOST_PASSES = 120
+SQUARE = 80  # bytes, times the basis' size squared, for Gram matrices and what their decomposition takes
 
 
 def product_dtype() -> torch.dtype:
@@ -27,25 +29,30 @@ def krylov_components(
 ) -> tuple[Tensor, Tensor]:
     """The m largest squared singular values [m] float64, falling, and right singular vectors [m, d] float32, of x [n, d].
 
-    varying: [d] bool, which columns of x are not zero. memory: GiB in all. tolerance: stop when what further passes would
-    add to the sum of the values is likely less than this share of it.
+    varying: [d] bool, which columns of x are not zero. memory: GiB in all; less of it means smaller blocks and more passes.
+    tolerance: stop when what further passes would add to the sum of the values is likely less than this share of it.
     Raises W2WError if the vectors do not fit into the memory.
     """
     n, d = x.shape
-    size = 32 * min(8, -(-m // 128))  # vectors a pass: small blocks need fewer products in all, but more passes
     vector = x.dtype.itemsize * (n + d)  # bytes of a vector of the basis and its image
-    work = 32 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
-    # The first block is random: it need not lie in the span of x, what follows from it does.
-    limit = min(n + size, int(varying.sum()))
-    least, most = min(limit, m + 2 * size), min(limit, 4 * m + 4 * size)
-    fits = int((0.8 * memory * GIB - work) / (vector + 48 * most))
-    if fits < least:
-        needed = (work + (vector + 48 * most) * least) / 0.8 / GIB
+    # Small blocks need fewer products in all, but more passes; they also take less memory.
+    for size in range(32 * min(8, -(-m // 128)), 0, -32):
+        work = 32 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
+        # The first block is random: it need not lie in the span of x, what follows from it does.
+        limit = min(n + size, int(varying.sum()))
+        least, most = min(limit, m + 2 * size), min(limit, 4 * m + 4 * size)
+        room = max(0.0, 0.8 * memory * GIB - work)
+        fits = int((math.sqrt(vector**2 + 4 * SQUARE * room) - vector) / (2 * SQUARE))
+        if fits >= least:
+            break
+    else:
+        needed = (work + vector * least + SQUARE * least**2) / 0.8 / GIB
         raise W2WError(
             f"{m} components of {d:,} numbers take {needed:.1f} GiB while fitting; --memory is {memory:g}. Raise it, or lower --m."
         )
-    basis = _Basis(n, d, min(most, fits), x.dtype)
-    passes = _passes(x, memory - (work + (vector + 48 * most) * basis.most) / GIB)
+    most = min(most, fits)
+    basis = _Basis(n, d, most, x.dtype)
+    passes = _passes(x, memory - (work + vector * most + SQUARE * most**2) / GIB)
     fresh = torch.randn(d, min(size, limit), generator=generator(seed, "principal components")).mul_(varying[:, None])
     fresh = torch.linalg.qr(fresh)[0].T
     kept: list[float] = []

@@ -60,12 +60,14 @@ class PcaSpace(Space):
         memory: float = 2.0,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        at_most: bool = False,
     ) -> Self:
         """Fit to a dataset, or to weights [n, d] given with their layout and base.
 
         solver: exact (of the rounding of float32), streaming (keeps 0.1% less variance at most), or auto. memory: GiB to
-        use. dtype: of the components, float32 unless told. seed: of the streaming solver's start.
-        Raises W2WError if the adapters span fewer than m directions, hold NaN, or the memory does not suffice.
+        use. dtype: of the components, float32 unless told. seed: of the streaming solver's start. at_most: take fewer
+        components where the adapters span fewer directions.
+        Raises W2WError if they span fewer than m and at_most is not set, hold NaN, or the memory does not suffice.
         """
         adapters = Adapters.of(data, layout, base_id)
         adapters.check_m(m)
@@ -73,7 +75,7 @@ class PcaSpace(Space):
         moments = Moments.of(table, memory)
         space = cls(adapters.layout, adapters.base_id, m, len(adapters), _digest(data))
         x = Standardised(table, moments.mean.float(), moments.scale)
-        return space._solve(x, moments, solver, memory, dtype or torch.float32, seed)
+        return space._solve(x, moments, solver, memory, dtype or torch.float32, seed, at_most)
 
     def update(
         self,
@@ -116,9 +118,19 @@ class PcaSpace(Space):
             raise W2WError(f"m = {m} is not possible: {self.m} components and {table.n} new adapters span fewer. Lower --m.")
         return space._solve(x, moments, solver, memory, dtype or self.components.dtype, seed)
 
-    def _solve(self, x: Standardised | Stacked, moments: Moments, solver: Solver, memory: float, dtype: torch.dtype, seed: int) -> Self:
+    def _solve(
+        self,
+        x: Standardised | Stacked,
+        moments: Moments,
+        solver: Solver,
+        memory: float,
+        dtype: torch.dtype,
+        seed: int,
+        at_most: bool = False,
+    ) -> Self:
         """Fill in this space from x [n, d], whose X'X is (moments.n - 1) times the standardised covariance."""
-        side, m, total = min(x.shape), self.m, int(moments.varying.sum())
+        side, total = min(x.shape), int(moments.varying.sum())
+        m = min(self.m, total) if at_most else self.m
         _refuse_fewer(m, total)
         # The square matrix and its eigenvectors; a block in two precisions; the components, and a copy.
         needed = (8 * side * (side + 2 * m) + 16 * side * COLUMNS + 8 * m * self.layout.d) / GIB
@@ -130,7 +142,11 @@ class PcaSpace(Space):
             values, components = krylov_components(x.to(product_dtype()), moments.varying, m, memory=memory, seed=seed)
         variances = values / (moments.n - 1)
         spanned = int((variances > max(1e-9 * float(variances[0]), 0.0 if solver == "exact" else ROUNDING * total / m)).sum())
+        if at_most:
+            m = max(1, min(m, spanned))
+            variances, components = variances[:m], components[:m]
         _refuse_fewer(m, spanned)
+        self.m = m
         self.mean, self.scale = moments.mean.float(), moments.scale
         self.components, self.spread = signed(components.mul_(moments.varying)).to(dtype), variances.sqrt().float()
         self.explained_variance_ratio = (variances / total).float()
