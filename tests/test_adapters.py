@@ -69,6 +69,17 @@ def test_training_lowers_the_loss_and_counts_its_evaluations(exact):
     assert train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], OPTIONS, photos(exact, 3, 5)).unet_evals == 6 * 3
 
 
+def test_training_begins_where_it_is_told(exact, monkeypatch, two_cores):
+    monkeypatch.setattr(adapters, "WORTH_A_CORE", 2)  # in two shares
+    layout, people = OPTIONS.layout_of(exact), [f"person {i}" for i in range(5)]
+    start = torch.randn(5, layout.d, generator=torch.Generator().manual_seed(3))
+    before, latents = start.clone(), [photos(exact, 1, i) for i in range(5)]
+    still = train_adapters(exact, layout, latents, people, replace(OPTIONS, lr=1e-12), start=start)
+    torch.testing.assert_close(still.weights, start, atol=1e-9, rtol=1e-6)
+    moved = train_adapters(exact, layout, latents, people, OPTIONS, start=start)
+    assert (moved.weights - start).abs().max() > 1e-3 and torch.equal(start, before)
+
+
 def test_prior_preservation_changes_the_result(exact):
     layout = OPTIONS.layout_of(exact)
     with_prior = train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], OPTIONS, photos(exact, 3, 5))

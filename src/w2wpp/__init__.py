@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 # Module -> the public names in it. Loaded on first use, so that `w2w --help` does not wait for torch.
 _PUBLIC = {
-    "adapters": ("AdapterOptions", "options_for", "prior_latents", "train_adapters"),
+    "adapters": ("AdapterOptions", "from_start", "options_for", "prior_latents", "train_adapters"),
     "alignment": ("AlignedFaces", "align_photos"),
     "autoencoder_training": ("AutoencoderOptions",),
     "base_build": ("BaseSizes", "build_pipeline"),
@@ -31,7 +31,7 @@ _PUBLIC = {
     "formats.single_file": ("write_diffusers", "write_kohya"),
     "images": ("grid", "pictures_in", "read_folder", "read_image", "to_tensor", "write_image"),
     "importing": ("import_loras",),
-    "inversion.encoder": ("EncoderOptions", "PhotoEncoder", "fit_encoder"),
+    "inversion.encoder": ("EncoderOptions", "PhotoEncoder", "encoded_adapters", "fit_encoder"),
     "inversion.evolution": ("EvolutionOptions", "evolve"),
     "inversion.gradient": ("PUBLISHED", "REFINED", "InversionOptions", "invert"),
     "inversion.objective": ("Bank", "BankOptions"),
@@ -41,7 +41,7 @@ _PUBLIC = {
     "point_files": ("load_points", "save_points"),
     "points": ("interpolate", "nearest"),
     "photo": ("ready_mask", "ready_photo"),
-    "population": ("train_population",),
+    "population": ("Start", "train_population"),
     "reconstruction": ("reconstruct",),
     "report": ("table1_report", "write_report"),
     "spaces.anchored_vae": ("AnchoredOptions", "AnchoredVaeSpace"),

@@ -6,7 +6,7 @@ depend on who shares the batch: every person has a random generator, and Adam wo
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from threading import Event
 
@@ -74,6 +74,11 @@ def options_for(source: str) -> AdapterOptions:
     return PRESETS.get(source, AdapterOptions())
 
 
+def from_start(options: AdapterOptions) -> AdapterOptions:
+    """The options for training that begins where an encoder puts the photos (Ruiz et al. 2024, HyperDreamBooth): a tenth of the rate."""
+    return replace(options, lr=options.lr / 10)
+
+
 @dataclass(frozen=True)
 class Trained:
     """Adapters of k people and how they came about."""
@@ -98,12 +103,14 @@ def train_adapters(
     options: AdapterOptions,
     prior: Tensor | None = None,
     progress: str = "",
+    start: Tensor | None = None,
 ) -> Trained:
     """Train one adapter for each person, all in one batch; on a CPU, in a batch a core.
 
     latents: for each person, scaled latents [p, c, h, w] of their p photos. keys: for each person, the name of their
     random draws. prior: latents [n, c, h, w] of the class, or None to train without prior preservation.
-    progress: what to call the work on stderr; silent by default.
+    progress: what to call the work on stderr; silent by default. start: weights [k, d] to begin from; a random A that all
+    share, and B = 0, unless given.
     Raises W2WError if a person has no photo, or the loss stops being a number.
     """
     if len(latents) != len(keys) or any(len(photos) == 0 for photos in latents):
@@ -111,12 +118,14 @@ def train_adapters(
     cores = torch.get_num_threads() if base.device.type == "cpu" else 1
     n = max(1, min(cores, len(keys) // WORTH_A_CORE))
     shares = list(batches(len(keys), max(1, -(-len(keys) // n))))
+    begin = initial_weights(layout, options.seed).expand(len(keys), -1) if start is None else start
     stop = Event()
 
     def work(share: slice) -> Trained:
         if n > 1:
             torch.set_num_threads(1)
-        return _train(base, layout, latents[share], keys[share], options, prior, progress if share.start == 0 else "", stop)
+        shown = progress if share.start == 0 else ""
+        return _train(base, layout, latents[share], keys[share], options, prior, begin[share], shown, stop)
 
     if n == 1:
         return work(slice(0, len(keys)))
@@ -139,6 +148,7 @@ def _train(
     keys: Sequence[str],
     options: AdapterOptions,
     prior: Tensor | None,
+    start: Tensor,
     progress: str,
     stop: Event,
 ) -> Trained:
@@ -147,7 +157,7 @@ def _train(
     contexts = base.encode_text([options.prompt, options.prior_prompt]).float()
     extra = options.prior_batch if prior is not None and options.prior_weight > 0 else 0
     context = torch.cat([contexts[0:1].expand(options.batch, -1, -1), contexts[1:2].expand(extra, -1, -1)]).expand(k, -1, -1, -1)
-    weights = initial_weights(layout, options.seed).to(device).repeat(k, 1).requires_grad_(True)
+    weights = start.to(device, torch.float32, copy=True).contiguous().requires_grad_(True)
     optimiser = torch.optim.Adam([weights], lr=options.lr)
     anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps, eta_min=options.lr * options.final_lr)
     draws = [generator(options.seed, "adapter", key) for key in keys]

@@ -247,6 +247,8 @@ def summary(people: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
     """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
+    if "start" in dataset.meta:
+        raise W2WError("the dataset's adapters began where an encoder put the photos; table 1 needs some that were trained from nothing.")
     try:
         given = dict(dataset.meta["adapters"])
         return AdapterOptions(**{**given, "targets": tuple(given["targets"])})

@@ -8,14 +8,14 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from w2wpp.adapters import AdapterOptions, prior_latents, train_adapters
+from w2wpp.adapters import AdapterOptions, from_start, prior_latents, train_adapters
 from w2wpp.base_model import BaseModel
 from w2wpp.images import Image, batches, to_tensor
-from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.inversion.encoder import PhotoEncoder, encoded_adapters
 from w2wpp.inversion.evolution import METHODS as SEARCHES
 from w2wpp.inversion.evolution import EvolutionOptions, evolve
 from w2wpp.inversion.gradient import PUBLISHED, REFINED, InversionOptions, Inverted, invert
-from w2wpp.population import photo_latents
+from w2wpp.population import Start, photo_latents
 from w2wpp.progress import track
 from w2wpp.spaces.base import Space, load_space
 from w2wpp.spaces.pca import PcaSpace
@@ -126,6 +126,10 @@ def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, o
         if encoder:
             yield row("encoder", space.kind, space.m, here, None, encoder)
             yield row("encoder, then inversion", space.kind, space.m, here, refined, encoder)
+        if encoder and space.kind != "pca":
+            for many in (False, True):
+                fit = partial(_started, base, space, encoder, adapters=from_start(adapters), group=options.group, many=many)
+                yield Method(f"encoder, then DreamBooth, {'many photos' if many else 'one photo'}", space.kind, space.m, fit)
         if space.m == options.searches_m and space.kind != "pca":
             yield row("inversion, variational", space.kind, space.m, here, replace(ours, variational=True))
             for search in SEARCHES:
@@ -136,21 +140,30 @@ def _same(space: Space) -> Space:
     return space
 
 
-def dreambooth(base: BaseModel, subjects: Sequence[Subject], options: AdapterOptions, group: int, *, many: bool) -> Fitted:
-    """An adapter for each person from the input photo, or from all photos that may be seen."""
+def _started(
+    base: BaseModel, space: Space, encoder: str, subjects: Sequence[Subject], *, adapters: AdapterOptions, group: int, many: bool
+) -> Fitted:
+    return dreambooth(base, subjects, adapters, group, many=many, start=encoded_adapters(space, PhotoEncoder.load(encoder)))
+
+
+def dreambooth(
+    base: BaseModel, subjects: Sequence[Subject], options: AdapterOptions, group: int, *, many: bool, start: Start | None = None
+) -> Fitted:
+    """An adapter for each person from the input photo, or from all photos that may be seen, trained from `start`."""
     prior = prior_latents(base, options) if options.prior_weight > 0 else None
     layout = options.layout_of(base)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     weights, evals = [], 0
     for s in track(list(batches(len(subjects), group)), f"DreamBooth, groups of {group}"):
         people = [subject.person for subject in subjects[s]]
         photos = [subject.seen if many else subject.seen[:1] for subject in subjects[s]]
         latents = [photo_latents(base, shown, person, options.seed) for shown, person in zip(photos, people, strict=True)]
-        trained = train_adapters(base, layout, latents, people, options, prior)
+        begin = start.weights(photos) if start else None
+        trained = train_adapters(base, layout, latents, people, options, prior, start=begin)
         weights.append(trained.weights)
         evals = trained.unet_evals
     seen = sum(len(subject.seen) for subject in subjects) / len(subjects) if many else 1
-    return Fitted(torch.cat(weights), seen, evals, (time.perf_counter() - start) / len(subjects))
+    return Fitted(torch.cat(weights), seen, evals, (time.perf_counter() - begun) / len(subjects))
 
 
 def inverted(

@@ -1,6 +1,6 @@
 """From aligned faces to a weight dataset: an adapter for every person, trained in groups, resumable."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,14 @@ class Portrait:
     person: str
     photos: tuple[int, ...]  # indices into the person's photos
     half: str  # "a" or "b" where the photos are one half of the person's, else ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins in place of an adapter that does nothing: at what an encoder makes of the photos, say."""
+
+    name: str  # kept with the dataset, which holds adapters of one start only
+    weights: Callable[[Sequence[Sequence[Image]]], Tensor]  # photos of k people -> [k, d]
 
 
 def portraits(faces: AlignedFaces, people: Sequence[str]) -> list[Portrait]:
@@ -70,14 +78,16 @@ def train_population(
     *,
     group: int = 64,
     dtype: torch.dtype = torch.float16,
+    start: Start | None = None,
 ) -> WeightDataset:
     """Train the adapters of `people` and append them to the dataset `out`, a shard a group of `group` adapters.
 
     Adapters that the dataset already has are not trained again, so an interrupted run goes on where it stopped.
-    Raises W2WError if `out` belongs to another base, layout or way of training.
+    start: where each adapter begins. Raises W2WError if `out` belongs to another base, layout or way of training.
     """
     layout = options.layout_of(base)
-    dataset = WeightDataset.open_or_create(out, layout, base.id, {"adapters": asdict(options), "base": base.source})
+    how = {"adapters": asdict(options), "base": base.source} | ({"start": start.name} if start else {})
+    dataset = WeightDataset.open_or_create(out, layout, base.id, how)
     have = set(dataset.ids)
     todo = [portrait for portrait in portraits(faces, people) if portrait.id not in have]
     if not todo:
@@ -85,11 +95,11 @@ def train_population(
     prior = prior_latents(base, options) if options.prior_weight > 0 else None
     groups = [todo[i : i + group] for i in range(0, len(todo), group)]
     for members in track(groups, f"groups of {group} adapters"):
-        latents = []
-        for member in members:
-            photos = faces.photos(member.person)
-            latents.append(photo_latents(base, [photos[i] for i in member.photos], member.id, options.seed))
-        trained = train_adapters(base, layout, latents, [member.id for member in members], options, prior)
+        whole = [faces.photos(member.person) for member in members]
+        photos = [[own[i] for i in member.photos] for own, member in zip(whole, members, strict=True)]
+        latents = [photo_latents(base, own, member.id, options.seed) for own, member in zip(photos, members, strict=True)]
+        begin = start.weights(photos) if start else None
+        trained = train_adapters(base, layout, latents, [member.id for member in members], options, prior, start=begin)
         dataset.append(trained.weights, [member.id for member in members], [_labels(faces, member) for member in members], dtype)
     return dataset
 

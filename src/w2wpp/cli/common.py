@@ -28,6 +28,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Where the result goes; 
 Base = Annotated[str, typer.Option("--base", help="tiny-faces (embedded), a pipeline folder, or a hub id of a Stable Diffusion 1.x.")]
 Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")]
 SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made, or tiny-faces, the embedded anchored VAE.")]
+EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="The space's encoder, by `w2w fit`; tiny-faces has its own.")]
 Prompt = Annotated[str, typer.Option("--prompt", help="Caption of the pictures; `sks` stands for the adapter's person.")]
 Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance against the empty caption; 1 is none.")]
 Steps = Annotated[int, typer.Option("--solver-steps", min=1, help="Solver steps a picture.")]
@@ -90,6 +91,13 @@ def open_space(space: Path, base: str, device: str) -> tuple[Any, Any]:
     opened = w2w.load_space(space, model.device)
     opened.check(opened.layout, model.id, f"base {base}")
     return model, opened
+
+
+def encoder_of(space: Path, encoder: Path | None) -> Any:
+    """The encoder of a space: the one given, or that of tiny-faces. Raises W2WError if there is none."""
+    if encoder is None and str(space) != "tiny-faces":
+        raise W2WError(f"to start there, {space} needs its encoder. Give --encoder; `w2w fit encoder` makes one.")
+    return w2w.PhotoEncoder.load(encoder or space)
 
 
 def position(ids: Sequence[str], wanted: str) -> int:

@@ -14,6 +14,7 @@ from w2wpp.cli.common import (
     Base,
     Device,
     DryRun,
+    EncoderFile,
     Guidance,
     Json,
     Out,
@@ -22,6 +23,7 @@ from w2wpp.cli.common import (
     Seed,
     SpaceFile,
     Steps,
+    encoder_of,
     numbers,
     open_space,
     override,
@@ -78,7 +80,7 @@ def invert(
     start: Annotated[
         Start | None, typer.Option("--start", help="zero, the mean adapter, or where the encoder puts the photo; that if there is one.")
     ] = None,
-    encoder: Annotated[Path | None, typer.Option("--encoder", help="The space's encoder, by `w2w fit`; tiny-faces has its own.")] = None,
+    encoder: EncoderFile = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps, or generations.  [default: 40; from an encoder 10]")] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Draws of a fixed bank a step.  [default: 1; from an encoder 4]")
@@ -170,10 +172,9 @@ def pick_encoder(space: Path, start: Start | None, encoder: Path | None) -> Any:
         if encoder:
             raise W2WError("--encoder was given, and --start zero, which does not use it. Leave out one of them.")
         return None
-    file = encoder or (space if str(space) == "tiny-faces" else None)
-    if file is None and start == Start.encoder:
-        raise W2WError(f"--start encoder needs the encoder of {space}. Give --encoder; `w2w fit encoder` makes one.")
-    return w2w.PhotoEncoder.load(file) if file else None
+    if encoder or start == Start.encoder or str(space) == "tiny-faces":
+        return encoder_of(space, encoder)
+    return None
 
 
 def generate(

@@ -18,6 +18,7 @@ from w2wpp.files import read_checked, write_checked
 from w2wpp.images import Image
 from w2wpp.inversion.photos import PersonPhotos
 from w2wpp.point_files import alike, fingerprint
+from w2wpp.population import Start
 from w2wpp.progress import track
 from w2wpp.seeds import generator
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
@@ -109,6 +110,21 @@ class PhotoEncoder(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise W2WError(f"{path} does not hold what its header says ({str(error).splitlines()[0]}). Train it again.") from error
         return encoder.requires_grad_(False).eval()
+
+
+def encoded_adapters(space: Space, encoder: PhotoEncoder) -> Start:
+    """Training that begins at the adapters of the points to which an encoder maps the photos.
+
+    Raises W2WError if the encoder was trained for another space.
+    """
+    encoder.check(space)
+
+    @torch.no_grad()
+    def weights(people: Sequence[Sequence[Image]]) -> Tensor:
+        return space.decode(encoder.points(people)).cpu()
+
+    points = ",".join(f"{value:.4g}" for value in encoder.space.tolist())
+    return Start(f"{space.kind}, m = {space.m}, {points}", weights)
 
 
 def fit_encoder(
