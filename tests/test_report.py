@@ -9,7 +9,7 @@ from w2wpp.docs import filled
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
 from w2wpp.report import table1_rows, write_report
-from w2wpp.result_tables import pca_sizes_text, pca_text, table1_text, tuning_text
+from w2wpp.result_tables import headline_text, pca_sizes_text, pca_text, table1_text, tuning_text
 
 TABLE1 = {
     "split": "test",
@@ -52,6 +52,13 @@ def test_the_tuning_table_says_what_was_tried() -> None:
     assert "| to_q | 3,200 | 9 | 0.02 | 60 x (2 + 1) | 0.25 | 0.215 ± 0.021 | 0.100 | 3 of 96 |" in text
 
 
+def test_the_headline_has_a_line_a_method_and_a_column_an_m() -> None:
+    text = headline_text(TABLE1).splitlines()
+    assert text[0] == "| method | space | no space | m = 128 | UNet evaluations |"
+    assert text[2] == "| base |  | 0.09 |  |  |" and text[3] == "| inversion | pca |  |  | 4,000 |"
+    assert "80 people of the test split" in text[-1]
+
+
 def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_came() -> None:
     size = {"n": 4000, "d": 20000, "m": 200, "cpu_seconds": 4.0, "peak_gib": 0.5, "explained_variance": 0.65}
     runs = [{**size, "way": way, "seconds": seconds} for way, seconds in (("ours", 1), ("other", 4), ("ours", 2), ("other", 6))]
@@ -64,7 +71,13 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
     assert "| third | not started |" in text and "2 threads" in text
 
 
-@pytest.mark.parametrize(("page", "names"), [("README.md", ["table1"]), ("docs/results.md", ["tuning"])])
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("README.md", ["headline"]),
+        ("docs/results.md", ["table1", "adapters-val", "tuning", "adapters", "pca", "pca-large", "pca-growth", "reading"]),
+    ],
+)
 def test_the_repositorys_pages_have_the_markers(page: str, names: list[str]) -> None:
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     for name in names:

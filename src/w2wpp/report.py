@@ -72,9 +72,9 @@ def table1_rows(table1: Mapping[str, Any]) -> dict[str, Any]:
             row["method"],
             row["space"] or "",
             row["m"] or "",
-            _mean_se(row["id_input"], row["id_input_se"]),
-            _mean_se(row["id_other"], row["id_other_se"]),
-            _mean_se(row["id_other_people"], row["id_other_people_se"]),
+            mean_se(row["id_input"], row["id_input_se"]),
+            mean_se(row["id_other"], row["id_other_se"]),
+            mean_se(row["id_other_people"], row["id_other_people_se"]),
             _above(row),
             row["n"],
             row["missed"],
@@ -108,7 +108,7 @@ def _above(row: Mapping[str, Any]) -> str:
     return "" if not found or found["se"] is None else f"{found['difference']:+.3f} ± {found['se']:.3f}"
 
 
-def _mean_se(mean: float | None, error: float | None) -> str:
+def mean_se(mean: float | None, error: float | None) -> str:
     if mean is None:
         return ""
     return f"{mean:.2f}" if error is None else f"{mean:.2f} ± {error:.2f}"

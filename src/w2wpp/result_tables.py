@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from w2wpp.report import table1_rows
+from w2wpp.report import mean_se, table1_rows
 
 PCA_MEASURES = ("seconds", "cpu_seconds", "peak_gib", "explained_variance")
 
@@ -19,6 +19,22 @@ def table1_text(table1: Mapping[str, Any]) -> str:
     """Table 1 as Markdown, and under it how it was made."""
     caption = f"`{table1['command']}`, {table1['split']} split, seed {table1['seed']}; mean ± standard error over people."
     return f"{markdown(table1_rows(table1))}\n\n{caption}"
+
+
+def headline_text(table1: Mapping[str, Any]) -> str:
+    """Table 1's ID Scores against photos that no method saw: a line a method, a column a number of latents."""
+    ms = sorted({row["m"] for row in table1["rows"] if row["m"]})
+    lines: dict[tuple[str, str], dict[int | None, Mapping[str, Any]]] = {}
+    for row in table1["rows"]:
+        lines.setdefault((row["method"], row["space"] or ""), {})[row["m"]] = row
+    rows = []
+    for (method, space), at in lines.items():
+        scores = [mean_se(at[m]["id_other"], at[m]["id_other_se"]) if m in at else "" for m in (None, *ms)]
+        evals = next(iter(at.values()))["unet_evals"]
+        rows.append([method, space, *scores, "" if evals is None else f"{evals:,.0f}"])
+    head = ["method", "space", "no space", *(f"m = {m}" for m in ms), "UNet evaluations"]
+    people = max(row["n"] for row in table1["rows"])
+    return f"{markdown({'head': head, 'rows': rows})}\n\n{people} people of the {table1['split']} split; mean ± standard error over people."
 
 
 def tuning_text(tuning: Mapping[str, Any]) -> str:
