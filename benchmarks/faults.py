@@ -38,6 +38,7 @@ from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.layout import Layout
 from w2wpp.point_files import load_points, save_points
 from w2wpp.runs import command_line, versions
+from w2wpp.seeds import generator
 from w2wpp.spaces.base import load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.weights import WeightDataset
@@ -471,7 +472,9 @@ def damage_everything(folder: Path, n: int, seed: int = 0) -> dict[str, dict[str
     save_points(folder / "points.safetensors", space.encode(weights), data.ids, space)
     file, z = folder / "space.safetensors", torch.ones(1, 3)
     found["space"] = damage(file, n, lambda file=file: load_space(file).decode(z).tolist(), [space.decode(z).tolist()], seed)
-    encoder, described = PhotoEncoder(6, 3, 8), torch.ones(1, 6)
+    encoder, described, draw = PhotoEncoder(6, 3, 8), torch.ones(1, 6), generator(seed, "encoder")
+    for parameter in encoder.parameters():  # all of them matter
+        nn.init.normal_(parameter, generator=draw)
     encoder.save(folder / "encoder.safetensors")
     file, drawn = folder / "encoder.safetensors", encoder(described).tolist()
     found["encoder"] = damage(file, n, lambda file=file: PhotoEncoder.load(file)(described).tolist(), [drawn], seed)

@@ -76,16 +76,22 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def said(command: str, option: str) -> str:
+    """The help of an option."""
+    return next(given.help for given in COMMANDS[command].params if given.opts[0] == f"--{option}")
+
+
 def test_flags_say_the_same_defaults_as_the_library() -> None:
     vae, inversion, base, demo = VaeOptions(), InversionOptions(), BaseTraining(), DemoOptions()
     for name in ("m", "epochs", "batch", "lr", "kl_weight", "warmup_epochs", "schedule", "variant"):
         assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
     assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
-    for name in ("prompt", "prior_weight", "seed"):
+    for name in ("prompt", "seed"):
         assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name) == getattr(REFINED, name)
     for name in ("steps", "batch", "lr"):
-        described = next(option.help for option in COMMANDS["invert"].params if option.opts[0] == f"--{name}")
+        described = said("invert", name)
         assert f"[default: {getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}]" in described
+    assert f"[default: {inversion.prior_weight:g}]" in said("invert", "prior-weight") and REFINED.prior_weight == inversion.prior_weight
     assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
     assert flags("base train")["--denoiser-steps"] == base.denoiser.steps
     assert flags("base train")["--batch"] == base.denoiser.batch
@@ -137,6 +143,13 @@ def test_a_photo_without_a_face_or_cut_short(w2w: Call, tmp_path: Path, pico: Pa
     refused(w2w("invert", space, blank, *options), "no face")
     blank.write_bytes(blank.read_bytes()[:40])
     refused(w2w("invert", space, blank, *options), "not a readable picture")
+
+
+def test_options_that_would_be_ignored(w2w: Call, tmp_path: Path, pico: Path, space: Path) -> None:
+    blank = tmp_path / "blank.png"
+    write_image(blank, torch.full((64, 64, 3), 127, dtype=torch.uint8).numpy())
+    options = ["--base", pico, "--runs", tmp_path / "runs", "--device", "cpu", "--no-align"]
+    refused(w2w("invert", space, blank, "--published", "--steps", 3, "--prior-weight", 0, *options), "--steps, --prior-weight")
 
 
 def test_an_unknown_word(w2w: Call, tmp_path: Path, pico: Path) -> None:

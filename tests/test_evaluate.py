@@ -163,6 +163,8 @@ def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, f
     rows = table1(base, adapters, faces, options=trained, judge=JUDGE)["rows"]
     assert [(row["method"], row["space"]) for row in rows[-3:-1]] == [("inversion, published", "vae"), ("inversion, prior", "anchored-vae")]
     assert set(rows[-2]["against"]) == {"inversion, published", "inversion, prior"}
+    with pytest.raises(W2WError, match="m = 4, at which searches are asked for"):
+        table1(base, adapters, faces, options=replace(trained, searches_m=4), judge=JUDGE)
     with pytest.raises(W2WError, match="cannot read space"):
         table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), judge=JUDGE)
 
@@ -238,6 +240,9 @@ def test_a_dataset_that_knows_the_people_is_refused(
     adapters.append(torch.zeros(1, layout.d), ["Ada"], [{"person": "Ada"}])
     with pytest.raises(W2WError, match="1 people to be scored, such as Ada"):
         table1(base, adapters, faces, options=SMALL, judge=JUDGE)
+    started = WeightDataset.create(tmp_path / "started", layout, base.id, {**adapters.meta, "start": "encoder"})
+    with pytest.raises(W2WError, match="trained from nothing"):
+        table1(base, started, faces, options=SMALL, judge=JUDGE)
     with pytest.raises(W2WError, match="how its adapters were trained"):
         table1(base, WeightDataset.open(dataset), faces, options=SMALL, judge=JUDGE)
     with pytest.raises(W2WError, match="nobody in split 'val'"):

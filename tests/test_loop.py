@@ -15,7 +15,7 @@ from w2wpp.demo import DemoOptions, run_demo
 from w2wpp.formats.peft import read_peft
 from w2wpp.images import read_image
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.lora import adapted
+from w2wpp.lora import adapted, initial_weights
 from w2wpp.spaces.base import load_space
 from w2wpp.weights import WeightDataset
 
@@ -75,21 +75,22 @@ def test_adapters_begin_where_an_encoder_puts_the_photos(w2w: Callable[..., Ende
     faces = write_faces(tmp_path / "faces", PEOPLE)
     common = ["--base", pico, "--device", "cpu", "--runs", tmp_path / "runs", "--json"]
     quick = ["--steps", 1, "--prior-weight", 0]
-    w2w("adapters", "train", faces, "--out", tmp_path / "plain", *quick, *common).json()
+    w2w("adapters", "train", faces, "--out", tmp_path / "plain", "--lr", 0.3, *quick, *common).json()  # far from where others begin
     space, encoder = tmp_path / "pca.safetensors", tmp_path / "encoder.safetensors"
     w2w("fit", "pca", tmp_path / "plain", "--m", 3, "--out", space, "--runs", tmp_path / "runs", "--json").json()
     w2w("fit", "encoder", space, faces, "--encoder-steps", 5, "--teacher", "photos", "--out", encoder, *common).json()
-    start = ["--start", space, "--encoder", encoder]
+    start = ["--start-space", space, "--encoder", encoder]
     w2w("adapters", "train", faces, "--out", tmp_path / "started", *start, "--lr", 1e-9, *quick, *common).json()
     started, plain = WeightDataset.open(tmp_path / "started"), WeightDataset.open(tmp_path / "plain")
-    assert started.ids == plain.ids and started.meta["start"].startswith("pca, m = 3")
+    assert started.ids == plain.ids and started.meta["start"].endswith("of pca, m = 3")
     fitted, network = load_space(space), PhotoEncoder.load(encoder)
     one = [read_image(faces / "Person_0" / "0.png")]
     with torch.no_grad():
         begin = fitted.decode(network.points([one]))[0]
+    assert (begin - initial_weights(fitted.layout)).abs().max() > 0.1
     torch.testing.assert_close(started.rows([started.ids.index("Person_0")])[0], begin, atol=1e-3, rtol=1e-3)  # float16
     assert "Use the same options" in w2w("adapters", "train", faces, "--out", tmp_path / "plain", *start, *quick, *common).err
-    assert "Give that as --start" in w2w("adapters", "train", faces, "--out", tmp_path / "none", "--encoder", encoder, *common).err
+    assert "Give that as --start-space" in w2w("adapters", "train", faces, "--out", tmp_path / "none", "--encoder", encoder, *common).err
 
 
 def same_in_peft(base: BaseModel, pico: Path, folder: Path) -> float:

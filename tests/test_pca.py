@@ -12,7 +12,7 @@ from conftest import Ended
 from test_spaces import BASE, LAYOUT, adapters
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
-from w2wpp.spaces import pca, streaming
+from w2wpp.spaces import krylov, pca, streaming
 from w2wpp.spaces.base import load_space
 from w2wpp.spaces.pca import PcaSpace, Solver
 from w2wpp.weights import WeightDataset
@@ -115,6 +115,29 @@ def test_adapters_that_are_alike_are_refused(solver: Solver) -> None:
     for alike, spanned in ((spectrum("slow", 3).repeat(4, 1), 2), (spectrum("slow", 1).repeat(12, 1), 0)):
         with pytest.raises(W2WError, match=f"span only {spanned} directions"):
             fitted(alike, 5, solver)
+
+
+@every_solver
+def test_fewer_components_are_taken_where_that_is_allowed(solver: Solver) -> None:
+    for alike, spanned in ((spectrum("slow", 3).repeat(4, 1), 2), (spectrum("slow", 5).repeat(4, 1), 4)):
+        space = PcaSpace.fit(alike, m=10, layout=WIDE, base_id=BASE, solver=solver, at_most=True)
+        assert space.m == spanned == len(space.components) == len(space.spread)
+        torch.testing.assert_close(space.decode(space.encode(alike)), alike, atol=ANGLE[solver], rtol=ANGLE[solver])
+    with pytest.raises(W2WError, match="span only 0 directions"):
+        PcaSpace.fit(spectrum("slow", 1).repeat(12, 1), m=5, layout=WIDE, base_id=BASE, solver=solver, at_most=True)
+
+
+@pytest.mark.parametrize(("memory", "size"), [(2.0, 64), (0.007, 32)])
+def test_little_memory_means_small_blocks_and_the_same_components(memory: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, sizes = spectrum("slow", 900), []
+    extend = krylov._Basis.extend
+    monkeypatch.setattr(krylov._Basis, "extend", lambda self, fresh, blocks: (sizes.append(len(fresh)), extend(self, fresh, blocks))[1])
+    space = fitted(weights, 140, "streaming", memory)
+    assert max(sizes) == size
+    best = fitted(weights, 140, "exact").explained_variance_ratio.sum()
+    assert space.explained_variance_ratio.sum() >= (1 - LOST["streaming"]) * best
+    with pytest.raises(W2WError, match="GiB while fitting"):
+        fitted(weights, 140, "streaming", 0.003)
 
 
 @every_solver

@@ -67,7 +67,7 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
     stopped = {**size, "way": "other", "seconds": 60.0, "rows_done": 1000, "extrapolated_seconds": 240.0}
     ended = {"n": 4000, "d": 20000, "m": 200, "way": "third", "ended": "not started"}
     text = pca_sizes_text({**about, "runs": [runs[2], stopped, ended]})
-    assert "| 4,000 | 20,000 | 200 | other | 4, from its first 1,000 rows | 0.1 | 0.50 |  |" in text
+    assert "| 4,000 | 20,000 | 200 | other | 240, from its first 1,000 rows | 4.0 | 0.50 |  |" in text
     assert "| third | not started |" in text and "2 threads" in text
 
 

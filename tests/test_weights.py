@@ -16,6 +16,7 @@ from conftest import Ended
 from w2wpp.errors import W2WError
 from w2wpp.layout import Layout
 from w2wpp.manifest import Manifest
+from w2wpp.merging import merge
 from w2wpp.weights import WeightDataset
 
 LAYOUT = Layout.of(nn.ModuleDict({"to_q": nn.Linear(5, 3), "to_v": nn.Linear(4, 4)}))
@@ -240,6 +241,12 @@ def test_select_and_merge_copy_rows_whole(tmp_path: Path, w2w: Callable[..., End
     both.verify()
     assert torch.equal(both.rows([both.index_of(name) for name in data.ids]), everything())
     assert both.labels[0] == data.labels[4]
+    otherwise = WeightDataset.create(tmp_path / "otherwise", LAYOUT, BASE, {"start": "encoder"})
+    otherwise.append(numbers(1), ["new"])
+    assert merge([data, otherwise], tmp_path / "mixed").meta == {}  # nothing is true of all rows
+    assert merge([otherwise], tmp_path / "same").meta == {"start": "encoder"}
+    with pytest.raises(W2WError, match="was made with start"):
+        merge([data], tmp_path / "same")
     again = w2w("dataset", "merge", tmp_path / "val", tmp_path / "data", "--out", tmp_path / "twice", *common)
     assert again.code == 2 and "c0" in again.err and not (tmp_path / "twice").exists()
     nobody = w2w("dataset", "select", tmp_path / "data", "--where", "split=test", "--out", tmp_path / "none", *common)

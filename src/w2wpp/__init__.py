@@ -31,7 +31,7 @@ _PUBLIC = {
     "formats.single_file": ("write_diffusers", "write_kohya"),
     "images": ("grid", "pictures_in", "read_folder", "read_image", "to_tensor", "write_image"),
     "importing": ("import_loras",),
-    "inversion.encoder": ("EncoderOptions", "PhotoEncoder", "encoded_adapters", "fit_encoder"),
+    "inversion.encoder": ("EncoderOptions", "PhotoEncoder", "encoder_start", "fit_encoder"),
     "inversion.evolution": ("EvolutionOptions", "evolve"),
     "inversion.gradient": ("PUBLISHED", "REFINED", "InversionOptions", "invert"),
     "inversion.objective": ("Bank", "BankOptions"),

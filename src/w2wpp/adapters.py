@@ -75,7 +75,10 @@ def options_for(source: str) -> AdapterOptions:
 
 
 def from_start(options: AdapterOptions) -> AdapterOptions:
-    """The options for training that begins where an encoder puts the photos (Ruiz et al. 2024, HyperDreamBooth): a tenth of the rate."""
+    """The options for training that begins where an encoder puts the photos: a tenth of the rate, chosen on val.
+
+    So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank.
+    """
     return replace(options, lr=options.lr / 10)
 
 
@@ -113,6 +116,8 @@ def train_adapters(
     share, and B = 0, unless given.
     Raises W2WError if a person has no photo, or the loss stops being a number.
     """
+    if start is not None and start.shape != (len(keys), layout.d):
+        raise W2WError(f"training starts at weights {list(start.shape)}; {len(keys)} people of {layout.d} numbers were expected.")
     if len(latents) != len(keys) or any(len(photos) == 0 for photos in latents):
         raise W2WError(f"{len(latents)} people with photos for {len(keys)} keys. Every person needs at least one photo.")
     cores = torch.get_num_threads() if base.device.type == "cpu" else 1

@@ -89,7 +89,6 @@ if __name__ == "__main__":
         (INVERSION, "samples", BENCHMARKS / "samples.json", samples_text),
         (INVERSION, "directions", BENCHMARKS / "directions.json", directions_text),
     ):
-        if source.exists():
-            write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
-            made.append(page)
-    print(*made, sep="\n")
+        write_text(page, filled(page.read_text(encoding="utf-8"), name, text(read_json(source))))
+        made.append(page)
+    print(*dict.fromkeys(made), sep="\n")

@@ -112,13 +112,13 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
 def write_checked(path: str | Path, tensors: dict[str, Tensor], about: Mapping[str, str]) -> None:
     """Write tensors and a header as safetensors to `path`, whole or not at all, with a checksum of both."""
-    write_tensors(path, tensors, {**about, "checksum": _checksum(tensors, about)})
+    write_tensors(path, tensors, {**about, "checksum": checksum(tensors, about)})
 
 
 def read_checked(path: str | Path, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, mapped from the file, and the header of what `write_checked` wrote; `what` it is, for errors.
 
-    Raises W2WError if the file is cut short, or if a number or the header was altered.
+    Raises W2WError if the file is cut short, or if a number or the header was altered since it was written with a checksum.
     """
     try:
         with safe_open(path, "pt", device=str(device)) as file:
@@ -126,13 +126,13 @@ def read_checked(path: str | Path, what: str, device: str | torch.device = "cpu"
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise W2WError(f"cannot read {what} {path}: {error}. Was it cut short?") from error
-    checksum = about.pop("checksum", None)  # files of early versions have none
-    if checksum is not None and checksum != _checksum(tensors, about):
+    written = about.pop("checksum", None)  # files of early versions have none
+    if written is not None and written != checksum(tensors, about):
         raise W2WError(f"{what} {path} was altered: its checksum differs. Take it from a copy, or make it again.")
     return tensors, about
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """Of every number and its name, and of what the header says."""
     found = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

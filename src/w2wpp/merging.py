@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,21 +37,21 @@ def merge(datasets: Sequence[WeightDataset], out: str | Path, memory: float = 2.
         if shared is not None:
             raise W2WError(f"id {shared} stands in two of these datasets. Select one of them.")
         seen.update(dataset.ids)
+    meta = datasets[0].meta if all(dataset.meta == datasets[0].meta for dataset in datasets) else {}  # made in more than one way
     for dataset in datasets:
-        merged = copy_rows(dataset, range(len(dataset)), out, memory)
+        merged = copy_rows(dataset, range(len(dataset)), out, memory, meta)
     return merged
 
 
-def copy_rows(dataset: WeightDataset, indices: Sequence[int], out: str | Path, memory: float = 2.0) -> WeightDataset:
+def copy_rows(
+    dataset: WeightDataset, indices: Sequence[int], out: str | Path, memory: float = 2.0, meta: Mapping[str, Any] | None = None
+) -> WeightDataset:
     """Append the rows at these positions to the dataset `out`, started if need be, in shards of 512 rows at most.
 
-    memory: GiB to hold at a time. Raises W2WError if `out` is of another layout or base, or has one of the ids.
+    memory: GiB to hold at a time. meta: how all rows of `out` were made; as these unless told.
+    Raises W2WError if `out` is of another layout, base or meta, or has one of the ids.
     """
-    if (Path(out) / "dataset.json").exists():
-        target = WeightDataset.open(out)
-        target.check(dataset.layout, dataset.base_id, str(dataset.folder))
-    else:
-        target = WeightDataset.create(out, dataset.layout, dataset.base_id, dataset.meta)
+    target = WeightDataset.open_or_create(out, dataset.layout, dataset.base_id, dataset.meta if meta is None else meta)
     dtype = getattr(torch, dataset.dtypes.pop()) if len(dataset.dtypes) == 1 else torch.float32
     for s in batches(len(indices), min(512, rows_within(memory, dataset.d))):
         part = indices[s]

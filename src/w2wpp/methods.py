@@ -11,7 +11,7 @@ from torch import Tensor
 from w2wpp.adapters import AdapterOptions, from_start, prior_latents, train_adapters
 from w2wpp.base_model import BaseModel
 from w2wpp.images import Image, batches, to_tensor
-from w2wpp.inversion.encoder import PhotoEncoder, encoded_adapters
+from w2wpp.inversion.encoder import PhotoEncoder, encoder_start
 from w2wpp.inversion.evolution import METHODS as SEARCHES
 from w2wpp.inversion.evolution import EvolutionOptions, evolve
 from w2wpp.inversion.gradient import PUBLISHED, REFINED, InversionOptions, Inverted, invert
@@ -143,7 +143,7 @@ def _same(space: Space) -> Space:
 def _started(
     base: BaseModel, space: Space, encoder: str, subjects: Sequence[Subject], *, adapters: AdapterOptions, group: int, many: bool
 ) -> Fitted:
-    return dreambooth(base, subjects, adapters, group, many=many, start=encoded_adapters(space, PhotoEncoder.load(encoder)))
+    return dreambooth(base, subjects, adapters, group, many=many, start=encoder_start(space, PhotoEncoder.load(encoder)))
 
 
 def dreambooth(

@@ -43,7 +43,8 @@ class Start:
 def portraits(faces: AlignedFaces, people: Sequence[str]) -> list[Portrait]:
     """One adapter a person, or two from disjoint halves of the photos of a person who has several.
 
-    The two adapters of a person start from the same initial A and differ only by what is not identity.
+    Unless they begin where an encoder puts those photos, the two adapters of a person start from the same initial A and differ
+    only by what is not identity.
     """
     listed = []
     for person in people:

@@ -109,6 +109,7 @@ def _above(row: Mapping[str, Any]) -> str:
 
 
 def mean_se(mean: float | None, error: float | None) -> str:
+    """A mean and its standard error as a cell of a table; nothing where there is no mean."""
     if mean is None:
         return ""
     return f"{mean:.2f}" if error is None else f"{mean:.2f} ± {error:.2f}"

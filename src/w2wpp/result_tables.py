@@ -181,17 +181,17 @@ def pca_text(found: Mapping[str, Any]) -> str:
 
 def pca_sizes_text(found: Mapping[str, Any]) -> str:
     """Principal components at other sizes, a line a run; one that was stopped says how far it came."""
-    head = ["n", "d", "m", "way", "minutes", "processor minutes", "peak GiB", "explained variance"]
+    head = ["n", "d", "m", "way", "seconds", "processor seconds", "peak GiB", "explained variance"]
     rows = []
     for run in found["runs"]:
         size = [f"{run['n']:,}", f"{run['d']:,}", f"{run['m']:,}", run["way"]]
         if "ended" in run:
             rows.append([*size, run["ended"], "", "", ""])
             continue
-        minutes, kept = f"{run['seconds'] / 60:.1f}", f"{run['explained_variance']:.4f}"
+        seconds, kept = f"{run['seconds']:,.1f}", f"{run['explained_variance']:.4f}"
         if "rows_done" in run:
-            minutes, kept = f"{run['extrapolated_seconds'] / 60:.0f}, from its first {run['rows_done']:,} rows", ""
-        rows.append([*size, minutes, f"{run['cpu_seconds'] / 60:.1f}", f"{run['peak_gib']:.2f}", kept])
+            seconds, kept = f"{run['extrapolated_seconds']:,.0f}, from its first {run['rows_done']:,} rows", ""
+        rows.append([*size, seconds, f"{run['cpu_seconds']:,.1f}", f"{run['peak_gib']:.2f}", kept])
     return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`; {_machine(found['machine'])}."
 
 

@@ -96,7 +96,7 @@ def open_space(space: Path, base: str, device: str) -> tuple[Any, Any]:
 def encoder_of(space: Path, encoder: Path | None) -> Any:
     """The encoder of a space: the one given, or that of tiny-faces. Raises W2WError if there is none."""
     if encoder is None and str(space) != "tiny-faces":
-        raise W2WError(f"to start there, {space} needs its encoder. Give --encoder; `w2w fit encoder` makes one.")
+        raise W2WError(f"{space} has no encoder of its own to start from. Give --encoder; `w2w fit encoder` makes one.")
     return w2w.PhotoEncoder.load(encoder or space)
 
 

@@ -159,7 +159,7 @@ def adapters_train(
     lr: Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.")] = None,
     prior_weight: Annotated[float | None, typer.Option("--prior-weight", help="Weight of prior preservation; 0 is none.")] = None,
     group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 64,
-    start: Annotated[Path | None, typer.Option("--start", help="Begin at the adapters of this space that --encoder gives.")] = None,
+    start: Annotated[Path | None, typer.Option("--start-space", help="Begin at the adapters of this space that its encoder gives.")] = None,
     encoder: EncoderFile = None,
     base: Base = "tiny-faces",
     seed: Seed = 0,
@@ -171,12 +171,12 @@ def adapters_train(
     """Train an adapter for every person, two for a person of several photos, into a weight dataset.
 
     Options that are not given are the base's own: the paper's for Stable Diffusion, tuned ones for tiny-faces.
-    With --start tiny-faces, or a space and its --encoder, training begins at what the encoder makes of the photos, at a
+    With --start-space tiny-faces, or a space and its --encoder, training begins at what the encoder makes of the photos, at a
     tenth of the rate, and ends more like the person. An interrupted run goes on where it stopped.
     """
     given = locals()
     if encoder and not start:
-        raise W2WError("--encoder was given without the space it belongs to. Give that as --start.")
+        raise W2WError("--encoder was given without the space it belongs to. Give that as --start-space.")
     names = tuple(targets.split(",")) if targets else None
     preset = w2w.options_for(base)
     options = override(
@@ -192,7 +192,7 @@ def adapters_train(
         if start:
             space = w2w.load_space(start, model.device)
             space.check(options.layout_of(model), model.id, f"base {base}")
-            begin = w2w.encoded_adapters(space, encoder_of(start, encoder))
+            begin = w2w.encoder_start(space, encoder_of(start, encoder))
         job.results = w2w.train_population(model, photos, people, out, options, group=group, start=begin).info()
 
 

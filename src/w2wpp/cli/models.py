@@ -48,7 +48,7 @@ class Method(StrEnum):
     cem = "cem"
 
 
-class Start(StrEnum):
+class StartPoint(StrEnum):
     """Where to begin to look for it."""
 
     zero = "zero"
@@ -78,7 +78,8 @@ def invert(
     method: Annotated[Method, typer.Option("--method", help="Gradients, or a search without them: cma-es, cem.")] = Method.gradient,
     published: Annotated[bool, typer.Option("--published", help="The published recipe (eq. 5), in place of the options below.")] = False,
     start: Annotated[
-        Start | None, typer.Option("--start", help="zero, the mean adapter, or where the encoder puts the photo; that if there is one.")
+        StartPoint | None,
+        typer.Option("--start", help="zero, the mean adapter, or where the encoder puts the photo; the latter if it can."),
     ] = None,
     encoder: EncoderFile = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps, or generations.  [default: 40; from an encoder 10]")] = None,
@@ -88,7 +89,9 @@ def invert(
     lr: Annotated[
         float | None, typer.Option("--lr", help="Adam's rate in prior units; falls to 0.  [default: 0.2; from an encoder 0.03]")
     ] = None,
-    prior_weight: Annotated[float, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.")] = 0.01,
+    prior_weight: Annotated[
+        float | None, typer.Option("--prior-weight", help="Weight of |z|^2 / 2m, the prior (eq. 6); 0 is eq. 5.  [default: 0.01]")
+    ] = None,
     variational: Annotated[bool, typer.Option("--variational", help="Look for a distribution over points (eq. 7).")] = False,
     trajectory: Annotated[int, typer.Option("--trajectory", min=0, help="Draw loss and ID Score at so many points on the way.")] = 0,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures to draw of each inverted model.")] = 4,
@@ -114,6 +117,7 @@ def invert(
             "--steps": steps,
             "--batch": batch,
             "--lr": lr,
+            "--prior-weight": prior_weight,
             "--variational": variational or None,
         }
         if published and (unused := [name for name, value in given.items() if value is not None]):
@@ -137,19 +141,25 @@ def invert(
             chosen = (
                 w2w.PUBLISHED
                 if published
-                else override(w2w.REFINED if network else w2w.InversionOptions(), steps=steps, batch=batch, lr=lr)
+                else override(
+                    w2w.REFINED if network else w2w.InversionOptions(),
+                    steps=steps,
+                    batch=batch,
+                    lr=lr,
+                    prior_weight=prior_weight,
+                    variational=variational,
+                )
             )
             options = replace(chosen, prompt=prompt, seed=seed)
-            if not published:
-                options = replace(options, prior_weight=prior_weight, variational=variational)
             found = w2w.invert(model, opened, latents, ids, options, mask=painted, start=begin)
         else:
             if published or variational or mask or lr is not None:
                 raise W2WError(
                     f"--published, --variational, --mask and --lr are the gradient's. Leave them out with --method {method.value}."
                 )
-            search = w2w.EvolutionOptions(method.value, prompt=prompt, prior_weight=prior_weight, seed=seed)
-            found = w2w.evolve(model, opened, latents, ids, override(search, generations=steps, batch=batch), begin)
+            search = w2w.EvolutionOptions(method.value, prompt=prompt, seed=seed)
+            chosen = override(search, generations=steps, batch=batch, prior_weight=prior_weight)
+            found = w2w.evolve(model, opened, latents, ids, chosen, begin)
         weights = opened.decode(found.z).cpu()
         dataset.append(weights, ids)
         w2w.save_points(job.out / "points.safetensors", found.z, ids, opened)
@@ -166,13 +176,13 @@ def invert(
             job.results |= {"trajectory": way, "curves": w2w.write_trajectory(job.out / "trajectory.svg", found, way)}
 
 
-def pick_encoder(space: Path, start: Start | None, encoder: Path | None) -> Any:
+def pick_encoder(space: Path, start: StartPoint | None, encoder: Path | None) -> Any:
     """The encoder that gives the start, or None to start at zero. Raises W2WError if one is asked for and there is none."""
-    if start == Start.zero:
+    if start == StartPoint.zero:
         if encoder:
             raise W2WError("--encoder was given, and --start zero, which does not use it. Leave out one of them.")
         return None
-    if encoder or start == Start.encoder or str(space) == "tiny-faces":
+    if encoder or start == StartPoint.encoder or str(space) == "tiny-faces":
         return encoder_of(space, encoder)
     return None
 

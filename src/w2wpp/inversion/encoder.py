@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2wpp.descriptors import describe_faces
 from w2wpp.errors import W2WError
-from w2wpp.files import read_checked, write_checked
+from w2wpp.files import checksum, read_checked, write_checked
 from w2wpp.images import Image
 from w2wpp.inversion.photos import PersonPhotos
 from w2wpp.point_files import alike, fingerprint
@@ -112,7 +112,7 @@ class PhotoEncoder(nn.Module):
         return encoder.requires_grad_(False).eval()
 
 
-def encoded_adapters(space: Space, encoder: PhotoEncoder) -> Start:
+def encoder_start(space: Space, encoder: PhotoEncoder) -> Start:
     """Training that begins at the adapters of the points to which an encoder maps the photos.
 
     Raises W2WError if the encoder was trained for another space.
@@ -123,8 +123,7 @@ def encoded_adapters(space: Space, encoder: PhotoEncoder) -> Start:
     def weights(people: Sequence[Sequence[Image]]) -> Tensor:
         return space.decode(encoder.points(people)).cpu()
 
-    points = ",".join(f"{value:.4g}" for value in encoder.space.tolist())
-    return Start(f"{space.kind}, m = {space.m}, {points}", weights)
+    return Start(f"encoder {checksum(encoder.state_dict(), {})} of {space.kind}, m = {space.m}", weights)
 
 
 def fit_encoder(

@@ -70,11 +70,9 @@ class AnchoredVaeSpace(Space):
         layout: Layout | None = None,
         base_id: str = "",
         device: str = "auto",
-        pca: PcaSpace | None = None,
     ) -> tuple["AnchoredVaeSpace", dict[str, Any]]:
         """Train on a dataset, or on weights [n, d] given with their layout and base -> the space and its history.
 
-        pca: of the same adapters, where it is at hand.
         history: the bound and its parts on train and held-out people, a number a measurement, and whether the
         trained space was accepted. Raises W2WError for fewer than m + 1 adapters, NaN, or a loss that is none.
         """
@@ -83,10 +81,9 @@ class AnchoredVaeSpace(Space):
         options, adapters = options or AnchoredOptions(), Adapters.of(data, layout, base_id)
         adapters.check_m(options.m)
         options = replace(options, components=max(options.m, min(options.components, len(adapters) - 1, adapters.layout.d)))
-        pca = pca or PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id, at_most=True)  # fewer where some are alike
+        pca = PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id, at_most=True)  # fewer where some are alike
         if pca.m < options.m:
             raise W2WError(f"m = {options.m} is not possible: these adapters span only {pca.m} directions, some are alike. Lower --m.")
-        pca = pca.truncate(min(options.components, pca.m))
         return train_anchored(adapters, pca, replace(options, components=pca.m), device)
 
     @classmethod

@@ -15,7 +15,7 @@ from w2wpp.errors import W2WError
 from w2wpp.seeds import generator
 from w2wpp.spaces.streaming import CHUNK, GIB, Rows, block_rows
 
-MOST_PASSES = 120
+MOST_PASSES = 60  # beyond those that fill the basis
 SQUARE = 80  # bytes, times the basis' size squared, for Gram matrices and what their decomposition takes
 
 
@@ -56,7 +56,7 @@ def krylov_components(
     fresh = torch.randn(d, min(size, limit), generator=generator(seed, "principal components")).mul_(varying[:, None])
     fresh = torch.linalg.qr(fresh)[0].T
     kept: list[float] = []
-    for _ in range(MOST_PASSES):
+    for _ in range(-(-m // size) + MOST_PASSES):
         product = basis.extend(fresh, passes())
         if basis.size >= m:
             kept.append(float(basis.ritz_values(m).sum()))

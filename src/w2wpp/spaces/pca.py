@@ -130,7 +130,7 @@ class PcaSpace(Space):
     ) -> Self:
         """Fill in this space from x [n, d], whose X'X is (moments.n - 1) times the standardised covariance."""
         side, total = min(x.shape), int(moments.varying.sum())
-        m = min(self.m, total) if at_most else self.m
+        m = max(1, min(self.m, total)) if at_most else self.m
         _refuse_fewer(m, total)
         # The square matrix and its eigenvectors; a block in two precisions; the components, and a copy.
         needed = (8 * side * (side + 2 * m) + 16 * side * COLUMNS + 8 * m * self.layout.d) / GIB
