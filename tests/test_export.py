@@ -30,10 +30,15 @@ def test_w2ws_own_layout_comes_back_exactly(w2w: Command, dataset: Path, pico: P
         assert torch.equal(torch.load(tmp_path / "w2w" / "all_weights.pt", weights_only=True, mmap=mapped), data.rows())
     dimensions = torch.load(tmp_path / "w2w" / "weight_dimensions.pt", weights_only=True)
     assert sum(numbers[0] for numbers, _ in dimensions.values()) == data.d
-    found = w2w("import", tmp_path / "w2w", "--alpha", data.layout.alpha, "--out", tmp_path / "again", *common).json()
+    found = w2w("import", tmp_path / "w2w", "--out", tmp_path / "again", *common).json()
     again = WeightDataset.open(tmp_path / "again")
     assert found["imported"] == 10 and again.layout == data.layout and again.ids == data.ids
     assert torch.equal(again.rows(), data.rows())
+    refused = w2w("import", tmp_path / "w2w", "--rank", 2, "--out", tmp_path / "no", *common)
+    assert refused.code == 2 and "--rank" in refused.err
+    (tmp_path / "w2w" / "layout.json").unlink()  # as published, with the published alpha
+    w2w("import", tmp_path / "w2w", "--out", tmp_path / "published", *common).json()
+    assert WeightDataset.open(tmp_path / "published").layout.alpha == 27
     assert again.labels[3] == {"person": "Zoë, of Żółć", "age": "31"}  # a csv holds text
 
 

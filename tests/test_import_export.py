@@ -133,6 +133,33 @@ def test_files_of_many_tools_ranks_and_alphas_become_rows(w2w: Command, pico: Pa
     assert 0.1 < narrow["worst_rank_error"]["error"] < 1
 
 
+def test_more_files_follow_in_the_layout_of_the_rows(w2w: Command, pico: Path, base: BaseModel, tmp_path: Path) -> None:
+    unet, draw, words = base.pipeline.unet, torch.Generator().manual_seed(4), ("--base", pico, "--runs", tmp_path / "runs", "--json")
+    wide, thin = Layout.of(unet, rank=3, alpha=2.0), Layout.of(unet, rank=1, alpha=1.0, targets=("to_q",))
+    write_kohya(tmp_path / "first" / "one.safetensors", wide, torch.randn(wide.d, generator=draw))
+    given = torch.randn(thin.d, generator=draw)
+    write_diffusers(tmp_path / "second" / "Ada" / "pytorch_lora_weights.safetensors", thin, given)
+    (tmp_path / "second" / "old.ckpt").write_bytes(b"pickled")
+    w2w("import", tmp_path / "first", "--out", tmp_path / "data", *words).json()
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,age\nAda,36\n")
+    stranger = w2w("import", tmp_path / "second", "--labels", labels, "--out", tmp_path / "data", *words)
+    assert stranger.code == 2 and "Ada/pytorch_lora_weights.safetensors" in stranger.err
+    labels.write_text("file,age\nAda/pytorch_lora_weights.safetensors,36\n")
+    found = w2w("import", tmp_path / "second", "--labels", labels, "--out", tmp_path / "data", *words).json()
+    assert (found["imported"], found["already_there"], found["rank"], found["pickles_left_out"]) == (1, 0, 3, ["old.ckpt"])
+    data = WeightDataset.open(tmp_path / "data")
+    assert data.ids == ["one", "Ada"] and data.labels[1]["age"] == "36"
+    torch.testing.assert_close(ours(base, data.layout, data.rows([1])[0]), ours(base, thin, given), atol=1e-4, rtol=0)
+    w2w("import", tmp_path / "second", "--out", tmp_path / "thin", *words).json()
+    for refused, said in (
+        (w2w("import", tmp_path / "first", "--out", tmp_path / "thin", *words), "to_v is adapted here, and not in"),
+        (w2w("import", tmp_path / "second", "--rank", 2, "--out", tmp_path / "data", *words), "rows of rank 3"),
+        (w2w("import", tmp_path / "second", "--out", tmp_path / "second" / "data", *words), "whose files are to be imported"),
+    ):
+        assert refused.code == 2 and said in refused.err
+
+
 @pytest.mark.parametrize("targets", [("to_q", "to_out.0"), ("attn1.to_out.0", "attn2.to_k"), ("to_k", "net.2")])
 def test_a_layout_is_named_by_the_fewest_words_that_say_it(base: BaseModel, targets: tuple[str, ...]) -> None:
     wanted = Layout.of(base.pipeline.unet, rank=2, alpha=4.0, targets=targets)

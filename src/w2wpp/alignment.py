@@ -94,7 +94,7 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise W2WError(f"cannot read labels {path}: {error}.") from error
     if not rows or "file" not in rows[0]:
-        raise W2WError(f"{path} has no column `file`. Give a csv with columns file (person/photo.jpg), split, ...")
+        raise W2WError(f"{path} has no column `file`, which says whose labels a line holds: a path below the folder that is read.")
     return {row["file"]: {key: value for key, value in row.items() if key not in ("file", "identity")} for row in rows}
 
 

@@ -1,6 +1,7 @@
 """From other people's LoRA files to a weight dataset: one rank, one scale, one gauge."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from w2wpp.alignment import read_labels
 from w2wpp.denoiser import Denoiser
 from w2wpp.errors import W2WError
 from w2wpp.formats.gauge import to_weights
-from w2wpp.formats.lora_file import layers_of, list_loras, read_lora
+from w2wpp.formats.lora_file import layers_of, list_loras, pickles, read_lora
 from w2wpp.layout import Layout
 from w2wpp.progress import track
 from w2wpp.shards import rows_within
 from w2wpp.weights import WeightDataset
+
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"  # what `save_lora_weights` calls every file
 
 
 def import_loras(
@@ -32,23 +35,27 @@ def import_loras(
 ) -> dict[str, Any]:
     """Import every LoRA under `source` as rows of the dataset `out`; returns the dataset's info and the errors of a smaller rank.
 
-    rank: of the rows; the largest among the files unless given. alpha: of the rows; the rank (scale 1) unless given.
-    labels: a csv whose column `file` holds paths relative to `source`. memory: GiB that rows may take at a time.
-    The files are all checked before the first row is written; those already in `out` are left alone.
-    Raises W2WError at the first file that is no whole LoRA of this base.
+    rank: of the rows; that of the rows in `out`, or the largest among the files, unless given. alpha: likewise; the rank
+    (scale 1) for a new dataset. labels: a csv whose column `file` holds paths relative to `source`. memory: GiB that rows
+    may take at a time. The files are all checked before the first row is written; those already in `out` are left alone.
+    Raises W2WError at the first file that is no whole LoRA of this base, or a label of none of them.
     """
-    source, unet = Path(source), base.module
+    source, out, unet = Path(source), Path(out), base.module
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise W2WError(f"{out} lies in {source}, whose files are to be imported. Choose another --out.")
     files = list_loras(source)
-    ids = {file: file.relative_to(source).with_suffix("").as_posix() if file != source else file.stem for file in files}
+    ids = {file: _id(file, source) for file in files}
     known = read_labels(labels) if labels else {}
+    if strangers := sorted(known.keys() - {file.relative_to(source).as_posix() for file in files}):
+        raise W2WError(f"{labels} names {strangers[0]}, which is no LoRA below {source}. They are named as {_shown(files, source)}.")
     layers: set[str] = set()
     largest = 1
     for file in track(files, "check"):
         lora = read_lora(file, unet, drop_text_encoder=drop_text_encoder)
         layers.update(layers_of([lora]))
         largest = max(largest, lora.rank)
-    rank = rank or largest
-    layout = layout_of(unet, layers, rank, alpha or float(rank))
+    layout = _of_rows(out, layers, rank, alpha) or layout_of(unet, layers, rank or largest, alpha or float(rank or largest))
+    rank = layout.rank
     dataset = WeightDataset.open_or_create(out, layout, base.id, {"base": base.source, "imported": {"rank": rank, "gauge": "svd"}})
     have, errors = set(dataset.ids), {}
     todo = [file for file in files if ids[file] not in have]
@@ -61,7 +68,35 @@ def import_loras(
         told = [{**known.get(file.relative_to(source).as_posix(), {}), "rank_error": errors[ids[file]]} for file in group]
         dataset.append(torch.stack(weights), [ids[file] for file in group], told, dtype)
     worst = max(errors, key=lambda name: errors[name]) if errors else None
-    return {**dataset.info(), "imported": len(todo), "worst_rank_error": {"id": worst, "error": errors[worst]} if worst else None}
+    left = [file.relative_to(source).as_posix() for file in pickles(source)]
+    done = {"imported": len(todo), "already_there": len(files) - len(todo), "pickles_left_out": left}
+    return {**dataset.info(), **done, "worst_rank_error": {"id": worst, "error": errors[worst]} if worst else None}
+
+
+def _id(file: Path, source: Path) -> str:
+    """What a LoRA's row is called: its path below the source; the folder's where the file has diffusers' own name."""
+    named = file.parent if file.name == DIFFUSERS_NAME else file.with_suffix("") if file.is_file() else file
+    return named.name if named == source or file == source else named.relative_to(source).as_posix()
+
+
+def _shown(files: Sequence[Path], source: Path) -> str:
+    return ", ".join(file.relative_to(source).as_posix() for file in files[:3])
+
+
+def _of_rows(out: Path, layers: set[str], rank: int | None, alpha: float | None) -> Layout | None:
+    """The layout of the rows that `out` holds already, or None. Raises W2WError if rows of these layers, rank, alpha do not fit it."""
+    rows = WeightDataset.open(out) if (out / "dataset.json").exists() else None
+    if rows is None or not rows.ids:
+        return None
+    layout = rows.layout
+    if strangers := sorted(layers - set(layout.modules)):
+        raise W2WError(f"{strangers[0]} is adapted here, and not in {out}. Import all of them together, into a new folder.")
+    if (rank or layout.rank, alpha or layout.alpha) != (layout.rank, layout.alpha):
+        asked = f"rank {rank or layout.rank}, alpha {alpha or layout.alpha:g}"
+        raise W2WError(
+            f"{out} holds rows of rank {layout.rank}, alpha {layout.alpha:g}, not {asked}. Leave them out, or choose another --out."
+        )
+    return layout
 
 
 def layout_of(unet: nn.Module, layers: set[str], rank: int, alpha: float) -> Layout:

@@ -25,7 +25,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where numbered run folders a
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved options and what would be written; make nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where the result goes; in the run folder unless given.")]
-Base = Annotated[str, typer.Option("--base", help="tiny-faces (embedded), a pipeline folder, or a hub id of a Stable Diffusion 1.x.")]
+Base = Annotated[str, typer.Option("--base", help="tiny-faces (embedded), a pipeline folder, or a hub id.")]
 Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")]
 SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors that `w2w fit` made, or tiny-faces, the embedded anchored VAE.")]
 EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="The space's encoder, by `w2w fit`; tiny-faces has its own.")]

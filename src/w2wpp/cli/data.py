@@ -271,8 +271,12 @@ def dataset_merge(
 def import_(
     source: Annotated[Path, typer.Argument(help="A LoRA file, a peft folder, a folder of them, or one of the published w2w files.")],
     out: AppendOut,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the rows.  [default: the largest among the files]")] = None,
-    alpha: Annotated[float | None, typer.Option("--alpha", help="Scale is alpha / rank.  [default: the rank; 27 if published]")] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Rank of the rows.  [default: that of OUT, or the largest among the files]")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Scale is alpha / rank.  [default: the rank; for published files their own, or 27]")
+    ] = None,
     drop_text_encoder: Annotated[bool, typer.Option("--drop-text-encoder", help="Leave out what adapts the text encoder.")] = False,
     labels: Annotated[Path | None, typer.Option("--labels", help="A csv with a column file, the path below SOURCE, and others.")] = None,
     dtype: Annotated[Precision, typer.Option("--dtype", help="Precision of the rows on disk.")] = Precision.float32,
@@ -289,7 +293,10 @@ def import_(
     with run("import", locals()) as job:
         denoiser, kept = w2w.Denoiser.load(base), getattr(import_module("torch"), dtype.value)
         if w2w.is_published(source):
-            job.results = w2w.import_published(denoiser, source, out, alpha=27.0 if alpha is None else alpha, memory=memory, dtype=kept)
+            given = {"--rank": rank, "--labels": labels, "--drop-text-encoder": drop_text_encoder or None}
+            if unused := [name for name, value in given.items() if value is not None]:
+                raise W2WError(f"{source} holds published files, whose {', '.join(unused)} cannot be chosen. Leave it out.")
+            job.results = w2w.import_published(denoiser, source, out, alpha=alpha, memory=memory, dtype=kept)
         else:
             job.results = w2w.import_loras(
                 denoiser, source, out, rank=rank, alpha=alpha, drop_text_encoder=drop_text_encoder, labels=labels, memory=memory, dtype=kept

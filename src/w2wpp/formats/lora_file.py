@@ -34,6 +34,9 @@ ENDINGS = {
 }
 
 
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
 @dataclass(frozen=True)
 class Lora:
     """One adapter, layer by layer: W x + scale * up @ down @ x. Factors are float32, [out, r] and [r, in]."""
@@ -170,8 +173,15 @@ def list_loras(source: str | Path) -> list[Path]:
     folders = {config.parent for config in source.rglob(peft.CONFIG)}
     files = {file for file in source.rglob("*.safetensors") if file.parent not in folders}
     if not folders and not files:
-        raise W2WError(f"{source} holds no peft folder and no .safetensors file.")
+        pickled = pickles(source)
+        such = f", but {len(pickled)} pickles such as {pickled[0]}, which may hold code: convert them" if pickled else ""
+        raise W2WError(f"{source} holds no peft folder and no .safetensors file{such}.")
     return sorted(folders | files)
+
+
+def pickles(source: Path) -> list[Path]:
+    """The files under a folder that would have to be unpickled, which is not done, sorted."""
+    return sorted(file for file in source.rglob("*") if file.suffix.lower() in PICKLES) if source.is_dir() else []
 
 
 def layers_of(loras: Iterable[Lora]) -> list[str]:

@@ -4,6 +4,7 @@
 of attributes by identity; and the space: `mean.pt`, `std.pt` [d], `V.pt` [d, components], `proj_1000pc.pt` [n, 1000].
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from w2wpp.denoiser import Denoiser
 from w2wpp.errors import W2WError
+from w2wpp.files import read_json, write_text
 from w2wpp.formats import peft
 from w2wpp.formats.torch_files import TableFile, load_plain, write_plain, write_table
 from w2wpp.importing import layout_of
@@ -27,7 +29,9 @@ from w2wpp.tables import read_table
 from w2wpp.tables import write_table as write_labels
 from w2wpp.weights import Labels, WeightDataset
 
-WEIGHTS, DIMENSIONS, IDENTITIES, LABELS = "all_weights.pt", "weight_dimensions.pt", "identity_df.pt", "labels.csv"
+WEIGHTS, DIMENSIONS, IDENTITIES = "all_weights.pt", "weight_dimensions.pt", "identity_df.pt"
+LABELS, LAYOUT = "labels.csv", "layout.json"  # beside them where w2w wrote the files
+PUBLISHED_ALPHA = 27.0  # of the published adapters, whose files do not hold it
 SPACE = ("mean.pt", "std.pt", "V.pt", "proj_1000pc.pt")
 # What a pickled data frame of numbers and text is built from, none of which runs the file's code; not pyarrow's buffers, which
 # pandas 3 writes and which a file could make point anywhere.
@@ -60,17 +64,27 @@ def is_published(folder: str | Path) -> bool:
 
 
 def import_published(
-    base: Denoiser, folder: str | Path, out: str | Path, *, alpha: float = 27.0, memory: float = 2.0, dtype: torch.dtype = torch.float32
+    base: Denoiser,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    alpha: float | None = None,
+    memory: float = 2.0,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Import a folder of published files into the folder `out`; returns what was found.
 
     The table becomes a dataset, whose rows are named and labelled by `labels.csv` (of `w2w export`) or `identity_df.pt`
     where there is one, else by position; the space becomes `space.safetensors`, its projections `points.safetensors`.
-    alpha: the published adapters' 27, which their files do not hold. memory: GiB that rows may take at a time.
+    alpha: that of `layout.json` (of `w2w export`) unless given, else the published adapters'. memory: GiB that rows may take
+    at a time.
     An interrupted import goes on where it stopped.
     Raises W2WError if a file is missing, was altered, needs code to load, or does not fit the base.
     """
     folder, out = Path(folder), Path(out)
+    if alpha is None:
+        kept = folder / LAYOUT
+        alpha = Layout.from_json(json.dumps(read_json(kept))).alpha if kept.exists() else PUBLISHED_ALPHA
     layout, order = published_layout(base, folder, alpha)
     found: dict[str, Any] = {}
     if (folder / WEIGHTS).exists():
@@ -130,7 +144,7 @@ def write_published(
     rows: Callable[[Sequence[int]], Tensor],
     memory: float = 2.0,
 ) -> None:
-    """Write n adapters as `all_weights.pt` and `weight_dimensions.pt`, with `labels.csv` for their ids and labels.
+    """Write n adapters as `all_weights.pt` and `weight_dimensions.pt`, with `labels.csv` for ids and labels, `layout.json` for alpha.
 
     `torch.load(weights_only=True)` reads both. rows: positions -> weights [k, d]. memory: GiB that rows may take at a time.
     """
@@ -140,6 +154,7 @@ def write_published(
     shapes = {f"{peft.PREFIX}{m.name}": [(m.shape[0] * m.shape[1],), torch.Size(m.shape)] for m in layout.matrices}
     write_plain(folder / DIMENSIONS, shapes)
     write_labels(folder / LABELS, ids, labels)
+    write_text(folder / LAYOUT, layout.to_json())
 
 
 def published_layout(base: Denoiser, folder: Path, alpha: float) -> tuple[Layout, Tensor]:

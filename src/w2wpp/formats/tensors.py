@@ -22,7 +22,9 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (OSError, SafetensorError, ValueError) as error:
-        raise W2WError(f"cannot read {file}: {error}. Is it a whole safetensors file?") from error
+        pickled = file.with_suffix(".bin")
+        such = f"{pickled.name} is a pickle, and not opened: convert it." if pickled.exists() else "Is it a whole safetensors file?"
+        raise W2WError(f"cannot read {file}: {error}. {such}") from error
 
 
 def finite_floats(tensors: Any, key: str, file: Path, *, integers: bool = False) -> Tensor:
