@@ -18,6 +18,7 @@ from w2wpp.result_tables import (
     collapse_text,
     directions_text,
     edits_text,
+    faults_text,
     headline_text,
     pca_sizes_text,
     pca_text,
@@ -35,6 +36,7 @@ BENCHMARKS = Path("benchmarks/results")
 README, RESULTS, EDITING, COLLAPSED, INVERSION = (
     Path(page) for page in ("README.md", "docs/results.md", "docs/editing.md", "docs/collapse.md", "docs/inversion.md")
 )
+LORAS = Path("docs/bring-your-own-loras.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
@@ -83,6 +85,7 @@ if __name__ == "__main__":
         (RESULTS, "pca-large", BENCHMARKS / "pca_large.json", pca_sizes_text),
         (RESULTS, "pca-growth", BENCHMARKS / "pca_growth.json", pca_sizes_text),
         (RESULTS, "reading", BENCHMARKS / "reading.json", reading_text),
+        (LORAS, "faults", BENCHMARKS / "faults.json", faults_text),
         (EDITING, "edits", BENCHMARKS / "edits.json", edits_text),
         (COLLAPSED, "collapse", BENCHMARKS / "collapse.json", collapse_text),
         (INVERSION, "searches", SEARCHES, table1_text),

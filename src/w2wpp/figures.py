@@ -57,7 +57,8 @@ def curves_svg(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "w2wpp"}):  # or the ids inside are drawn anew each time
+        figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

@@ -219,5 +219,25 @@ def adapters_text(found: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}."
 
 
+def faults_text(found: Mapping[str, Any]) -> str:
+    """What came of kills, malformed adapters, full disks and damaged files: three lines, and a line a kind of file."""
+    results = found["results"]
+    kills, adapters, disk = results["killed_writers"], results["malformed_adapters"], results["full_disk"]
+    there = f"all {kills['acknowledged']:,} acknowledged rows were there, each whole"
+    more = f"{kills['written_before_the_acknowledgement']} more had been written before their acknowledgement; nothing else"
+    kinds = f"of {adapters['kinds']:,} kinds, pickles with code and headers that lie among them"
+    lines = [
+        f"- {kills['kills']:,} writers killed at random moments: {there}; {more}.",
+        f"- {adapters['files']:,} malformed adapters {kinds}: each refused in one line, no code run.",
+        f"- A disk that is full at various points: {disk['stopped']} of {disk['tried']} stopped in one line, every file as it was.",
+    ]
+    rows = [
+        [kind, *(f"{counts[outcome]:,}" if outcome in counts else "" for outcome in ("refused", "the same", "read"))]
+        for kind, counts in results["damaged_files"].items()
+    ]
+    head = ["cut short, or a bit flipped", "refused", "read as it was", "read, and cannot be told"]
+    return "\n".join([*lines, "", markdown({"head": head, "rows": rows}), "", f"`{found['command']}`, {found['seconds']:.0f} seconds."])
+
+
 def _machine(machine: Mapping[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['threads']} threads, {machine['memory_gib']:.0f} GiB"

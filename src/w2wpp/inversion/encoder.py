@@ -4,6 +4,7 @@ The description is `descriptors.describe_faces`, by a network that is not the ju
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +186,8 @@ def fit_encoder(
     for name, part in trained.items():
         part.load_state_dict(states[name])
         part.requires_grad_(False)
+    if not kept_step:
+        warnings.warn("no step did better on held-out people than z = 0, which this encoder gives. Train on more people.", stacklevel=2)
     encoder = encoder.cpu().eval()
     if with_decoder and kept_step and isinstance(space, AnchoredVaeSpace):
         with torch.no_grad():
