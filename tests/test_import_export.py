@@ -141,6 +141,10 @@ def test_more_files_follow_in_the_layout_of_the_rows(w2w: Command, pico: Path, b
     write_diffusers(tmp_path / "second" / "Ada" / "pytorch_lora_weights.safetensors", thin, given)
     (tmp_path / "second" / "old.ckpt").write_bytes(b"pickled")
     w2w("import", tmp_path / "first", "--out", tmp_path / "data", *words).json()
+    write_kohya(tmp_path / "second" / "Ada.safetensors", thin, given)
+    twice = w2w("import", tmp_path / "second", "--out", tmp_path / "data", *words)
+    assert twice.code == 2 and "would both be called Ada" in twice.err
+    (tmp_path / "second" / "Ada.safetensors").unlink()
     labels = tmp_path / "labels.csv"
     labels.write_text("file,age\nAda,36\n")
     stranger = w2w("import", tmp_path / "second", "--labels", labels, "--out", tmp_path / "data", *words)

@@ -1,7 +1,7 @@
 """From other people's LoRA files to a weight dataset: one rank, one scale, one gauge."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def import_loras(
     """Import every LoRA under `source` as rows of the dataset `out`; returns the dataset's info and the errors of a smaller rank.
 
     rank: of the rows; that of the rows in `out`, or the largest among the files, unless given. alpha: likewise; the rank
-    (scale 1) for a new dataset. labels: a csv whose column `file` holds paths relative to `source`. memory: GiB that rows
+    (scale 1) for a new dataset. labels: a csv whose column `file` holds paths below `source`. memory: GiB that rows
     may take at a time. The files are all checked before the first row is written; those already in `out` are left alone.
     Raises W2WError at the first file that is no whole LoRA of this base, or a label of none of them.
     """
@@ -44,10 +44,14 @@ def import_loras(
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise W2WError(f"{out} lies in {source}, whose files are to be imported. Choose another --out.")
     files = list_loras(source)
+    names = {file: file.name if file == source else file.relative_to(source).as_posix() for file in files}
     ids = {file: _id(file, source) for file in files}
+    counts = Counter(ids.values())
+    if twice := [file for file in files if counts[ids[file]] > 1]:
+        raise W2WError(f"{' and '.join(names[file] for file in twice[:2])} would both be called {ids[twice[0]]}. Rename one.")
     known = read_labels(labels) if labels else {}
-    if strangers := sorted(known.keys() - {file.relative_to(source).as_posix() for file in files}):
-        raise W2WError(f"{labels} names {strangers[0]}, which is no LoRA below {source}. They are named as {_shown(files, source)}.")
+    if strangers := sorted(known.keys() - set(names.values())):
+        raise W2WError(f"{labels} names {strangers[0]}, which is no LoRA below {source}; {names[files[0]]} is one.")
     layers: set[str] = set()
     largest = 1
     for file in track(files, "check"):
@@ -65,7 +69,7 @@ def import_loras(
         for file in group:
             row, errors[ids[file]] = to_weights(read_lora(file, unet, drop_text_encoder=drop_text_encoder), layout)
             weights.append(row)
-        told = [{**known.get(file.relative_to(source).as_posix(), {}), "rank_error": errors[ids[file]]} for file in group]
+        told = [{**known.get(names[file], {}), "rank_error": errors[ids[file]]} for file in group]
         dataset.append(torch.stack(weights), [ids[file] for file in group], told, dtype)
     worst = max(errors, key=lambda name: errors[name]) if errors else None
     left = [file.relative_to(source).as_posix() for file in pickles(source)]
@@ -77,10 +81,6 @@ def _id(file: Path, source: Path) -> str:
     """What a LoRA's row is called: its path below the source; the folder's where the file has diffusers' own name."""
     named = file.parent if file.name == DIFFUSERS_NAME else file.with_suffix("") if file.is_file() else file
     return named.name if named == source or file == source else named.relative_to(source).as_posix()
-
-
-def _shown(files: Sequence[Path], source: Path) -> str:
-    return ", ".join(file.relative_to(source).as_posix() for file in files[:3])
 
 
 def _of_rows(out: Path, layers: set[str], rank: int | None, alpha: float | None) -> Layout | None:
