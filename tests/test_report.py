@@ -76,7 +76,7 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
     [
         ("README.md", ["headline"]),
         ("docs/bring-your-own-loras.md", ["faults"]),
-        ("docs/results.md", ["table1", "adapters-val", "tuning", "adapters", "pca", "pca-large", "pca-growth", "reading"]),
+        ("docs/results.md", ["table1", "adapters-val", "population", "tuning", "adapters", "pca", "pca-large", "pca-growth", "reading"]),
     ],
 )
 def test_the_repositorys_pages_have_the_markers(page: str, names: list[str]) -> None:

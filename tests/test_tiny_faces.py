@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 
 from w2wpp.adapters import options_for
 from w2wpp.base_model import TINY_FACES, BaseModel
+from w2wpp.demo import DemoOptions, run_demo
 from w2wpp.errors import W2WError
 from w2wpp.weights import WeightDataset
 
@@ -48,3 +49,10 @@ def test_weights_belong_to_the_base_and_are_many(tiny):
     assert info["splits"] == {"train": len(dataset)}
     pairs = {name.removesuffix("#b") for name in dataset.ids if name.endswith("#b")}
     assert pairs <= set(dataset.ids)
+
+
+def test_the_demo_says_at_once_that_an_extra_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(W2WError, match=r"w2wpp\[encoder\]"):
+        run_demo(DemoOptions(), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from w2wpp.base_model import BaseModel
+from w2wpp.descriptors import face_models
 from w2wpp.evaluate import id_score
 from w2wpp.figures import enlarge, picture_rows, write_rows
 from w2wpp.files import read_json
@@ -53,7 +54,12 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """Run the loop; write both spaces, pictures, the inverted adapter and report.html to `folder`; return the results."""
+    """Run the loop; write both spaces, pictures, the inverted adapter and report.html to `folder`; return the results.
+
+    Raises W2WError with a trained space and without the extra that its encoder needs.
+    """
+    if options.space:
+        face_models()  # now, and not when all spaces are fitted
     start = time.monotonic()
     torch.manual_seed(options.seed)
     base = BaseModel.load(options.base, options.device)

