@@ -89,7 +89,7 @@ def test_adapters_begin_where_an_encoder_puts_the_photos(w2w: Callable[..., Ende
         begin = fitted.decode(network.points([one]))[0]
     assert (begin - initial_weights(fitted.layout)).abs().max() > 0.1
     torch.testing.assert_close(started.rows([started.ids.index("Person_0")])[0], begin, atol=1e-3, rtol=1e-3)  # float16
-    assert "Use the same options" in w2w("adapters", "train", faces, "--out", tmp_path / "plain", *start, *quick, *common).err
+    assert "or the same options" in w2w("adapters", "train", faces, "--out", tmp_path / "plain", *start, *quick, *common).err
     assert "Give that as --start-space" in w2w("adapters", "train", faces, "--out", tmp_path / "none", "--encoder", encoder, *common).err
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from w2wpp.checkpoints import load_checkpoint, save_checkpoint
 from w2wpp.progress import track
+from w2wpp.schedules import one_cycle
 from w2wpp.seeds import generator
 
 
@@ -46,7 +47,7 @@ def train_autoencoder(
     vae.train().requires_grad_(True).to(memory_format=torch.channels_last)
     # Preconditioning in the eigenbasis of Shampoo (Vyas et al. 2024): 4 times AdamW's progress a minute here.
     optimiser = SOAP(vae.parameters(), lr=options.lr, betas=(0.95, 0.95), weight_decay=1e-4, precondition_frequency=25)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, options.steps, pct_start=0.05)
+    schedule = one_cycle(optimiser, options.lr, options.steps, 0.05)
     parts = {"vae": vae, "optimiser": optimiser, "schedule": schedule}
     first = load_checkpoint(checkpoint, parts)
     for step in track(range(first, options.steps), "autoencoder"):

@@ -104,11 +104,11 @@ def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tupl
     vae.save(folder / "vae.safetensors")
     found = collapse(vae, dataset.rows())
     text = (
-        f"PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the variance with m = {m}. Of the VAE's {m} latents "
-        f"{found['active_units']} are active, and what it rebuilds has {found['decoded_spread_ratio']:.0%} of the variance of the data: "
+        f"With m = {m}, PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the standardised variance. Of the VAE's "
+        f"latents {found['active_units']} are active, and what it rebuilds has {found['decoded_spread_ratio']:.0%} of the data's: "
         "near 0% means that it answers with little more than the mean adapter."
     )
-    return pca, vae, {"title": "Two spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
+    return pca, vae, {"title": "Spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
 
 
 def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from w2wpp.captions import Shares, caption
 from w2wpp.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from w2wpp.progress import track
+from w2wpp.schedules import one_cycle
 from w2wpp.seeds import generator
 
 LOG_EVERY, SAVE_EVERY = 250, 500  # steps
@@ -112,7 +113,7 @@ def train_denoiser(
     optimiser = SOAP(
         both.parameters(), lr=options.lr, betas=(0.95, 0.95), weight_decay=1e-2, precondition_frequency=20, max_precondition_dim=600
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, options.steps, pct_start=0.04)
+    schedule = one_cycle(optimiser, options.lr, options.steps, 0.04)
     parts: dict[str, Stateful] = {"both": both, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)

@@ -33,8 +33,8 @@ def headline_text(table1: Mapping[str, Any]) -> str:
         evals = next(iter(at.values()))["unet_evals"]
         rows.append([method, space, *scores, "" if evals is None else f"{evals:,.0f}"])
     head = ["method", "space", "no space", *(f"m = {m}" for m in ms), "UNet evaluations"]
-    people = max(row["n"] for row in table1["rows"])
-    return f"{markdown({'head': head, 'rows': rows})}\n\n{people} people of the {table1['split']} split; mean ± standard error over people."
+    people = "to ".join(f"{n} " for n in sorted({row["n"] for row in table1["rows"]}))
+    return f"{markdown({'head': head, 'rows': rows})}\n\n{people}people of the {table1['split']} split; mean ± standard error over people."
 
 
 def tuning_text(tuning: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ def collapse_text(found: Mapping[str, Any]) -> str:
     adapters = found["adapters"]
     return (
         f"{markdown({'head': head, 'rows': rows})}\n\n"
-        f"`{found['command']}`: m = {asked['m']}, hidden widths {asked['widths']}, {adapters['train']:,} adapters to train on and "
+        f"`{_command(found)}`: m = {asked['m']}, hidden widths {asked['widths']}, {adapters['train']:,} adapters to train on and "
         f"{adapters['held_out']} of held-out people, d = {adapters['d']:,}, seed {asked['seed']}; {trained['pictures']} pictures of draws, "
         f"{asked['people']} people reconstructed; seconds of one core."
     )
@@ -145,7 +145,7 @@ def samples_text(found: Mapping[str, Any]) -> str:
         scores = ["" if row[key] is None else f"{row[key]:.2f}" for key in ("within", "between")]
         held = ", ".join(bar for bar, holds in row.get("bars", {}).items() if holds) or ("none" if "bars" in row else "")
         rows.append([name, f"{row['missed']} of {row['pictures']}", *scores, held])
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`; ID Score between generated pictures."
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`; ID Score between generated pictures."
 
 
 def directions_text(found: Mapping[str, Any]) -> str:
@@ -161,7 +161,7 @@ def directions_text(found: Mapping[str, Any]) -> str:
         for row in found["rows"]
     ]
     people = found["rows"][0]["n"]
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`, {found['split']} split, m = {found['m']}, {people} people."
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`, {found['split']} split, m = {found['m']}, {people} people."
 
 
 def pca_text(found: Mapping[str, Any]) -> str:
@@ -176,7 +176,7 @@ def pca_text(found: Mapping[str, Any]) -> str:
         times = median(run["seconds"] / own["seconds"] for run, own in zip(of, ours, strict=True))
         rows.append([way, f"{seconds:.1f}", f"{times:.1f}", f"{cpu_seconds:.1f}", f"{peak:.2f}", f"{kept:.5f}"])
     n, d, m = (runs[0][key] for key in ("n", "d", "m"))
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`: n = {n:,}, d = {d:,}, m = {m:,}; {_machine(machine)}."
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`: n = {n:,}, d = {d:,}, m = {m:,}; {_machine(machine)}."
 
 
 def pca_sizes_text(found: Mapping[str, Any]) -> str:
@@ -192,7 +192,7 @@ def pca_sizes_text(found: Mapping[str, Any]) -> str:
         if "rows_done" in run:
             seconds, kept = f"{run['extrapolated_seconds']:,.0f}, from its first {run['rows_done']:,} rows", ""
         rows.append([*size, seconds, f"{run['cpu_seconds']:,.1f}", f"{run['peak_gib']:.2f}", kept])
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`; {_machine(found['machine'])}."
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`; {_machine(found['machine'])}."
 
 
 def reading_text(found: Mapping[str, Any]) -> str:
@@ -203,7 +203,7 @@ def reading_text(found: Mapping[str, Any]) -> str:
     for what in dict.fromkeys(name.rsplit(", ", 1)[0] for name in results):
         warm, cold = results[f"{what}, warm"], results[f"{what}, cold"]
         rows.append([what, *(f"{value:.2f}" for value in (warm["ratio"], warm["ratio_of_processor_time"], cold["ratio"]))])
-    about = f"`{found['command']}`: medians of {found['rounds']} rounds, bf16, {found['n']:,} rows of {found['d']:,} numbers"
+    about = f"`{_command(found)}`: medians of {found['rounds']} rounds, bf16, {found['n']:,} rows of {found['d']:,} numbers"
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}; {found['cores']} cores, {found['cpu']}."
 
 
@@ -215,7 +215,7 @@ def adapters_text(found: Mapping[str, Any]) -> str:
         speeds = sorted(found["ours_over"][way]["speed"]) if way in found["ours_over"] else []
         faster = f"{median(speeds):.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})" if speeds else ""
         rows.append([way, f"{row['adapters_per_hour']:,.0f}", faster, f"{row['peak_mib']:,.0f}"])
-    about = f"`{found['command']}`: {found['people']} people, {found['pictures_a_step']} pictures a step; {found['machine']}"
+    about = f"`{_command(found)}`: {found['people']} people, {found['pictures_a_step']} pictures a step; {found['machine']}"
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}."
 
 
@@ -230,7 +230,7 @@ def population_text(found: Mapping[str, Any]) -> str:
     for name, at in lines.items():
         one = at[ms[0]]
         rows.append([name, f"{one['people']:,}", f"{one['n']:,}", *(f"{at[m]['lost']:.3f} ± {at[m]['lost_se']:.3f}" for m in ms)])
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{found['command']}`, {found['held_out']} adapters of val people."
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`, {found['held_out']} adapters of val people."
 
 
 def faults_text(found: Mapping[str, Any]) -> str:
@@ -250,7 +250,13 @@ def faults_text(found: Mapping[str, Any]) -> str:
         for kind, counts in results["damaged_files"].items()
     ]
     head = ["cut short, or a bit flipped", "refused", "read as it was", "read, and cannot be told"]
-    return "\n".join([*lines, "", markdown({"head": head, "rows": rows}), "", f"`{found['command']}`, {found['seconds']:.0f} seconds."])
+    return "\n".join([*lines, "", markdown({"head": head, "rows": rows}), "", f"`{_command(found)}`, {found['seconds']:.0f} seconds."])
+
+
+def _command(found: Mapping[str, Any]) -> str:
+    """The command as it is typed in the repository: that of a script holds the script's name alone."""
+    command = str(found["command"])
+    return f"python benchmarks/{command}" if command.split()[0].endswith(".py") else command
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

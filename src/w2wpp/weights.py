@@ -95,8 +95,8 @@ class WeightDataset:
         wanted = json.loads(json.dumps(dict(meta)))
         if dataset.meta != wanted:
             keys = sorted(key for key in {*dataset.meta, *wanted} if dataset.meta.get(key) != wanted.get(key))
-            found, expected = dataset.meta.get(keys[0]), wanted.get(keys[0])
-            raise W2WError(f"{folder} was made with {keys[0]} {found}, not {expected}. Use the same options, or another folder.")
+            found, given = (meta.get(keys[0]) or "unsaid" for meta in (dataset.meta, wanted))
+            raise W2WError(f"{folder} was made with {keys[0]} {found}, these with {given}. Use another folder, or the same options.")
         return dataset
 
     def refresh(self) -> None:

@@ -122,7 +122,7 @@ def base_show(
     model = w2w.BaseModel.load(base, device)
     parameters = {name: sum(p.numel() for p in getattr(model.pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")}
     vocabulary = sorted(model.pipeline.tokenizer.get_vocab())
-    layout = w2w.Layout.of(model.pipeline.unet)
+    layout = w2w.options_for(base).layout_of(model)
     measured: dict[str, object] = {}
     if faces:
         measured, rows = w2w.check_base(model, w2w.AlignedFaces.open(faces), samples=samples, guidance=guidance)
@@ -136,9 +136,9 @@ def base_show(
             "latent_shape": list(model.latent_shape),
             "parameters": parameters,
             "prediction": model.noise_scheduler.config.prediction_type,
-            "rank_1_adapter": {"targets": list(layout.targets), "matrices": len(layout.matrices), "d": layout.d},
+            "default_adapter": {"targets": list(layout.targets), "matrices": len(layout.matrices), "d": layout.d},
             "vocabulary": len(vocabulary),
-            "words": vocabulary if not faces and len(vocabulary) < 10_000 else [],
+            "words": vocabulary if as_json else [*vocabulary[:20], "..."],
             **({"measured": measured} if measured else {}),
         },
         as_json,

@@ -21,6 +21,7 @@ from w2wpp.inversion.photos import PersonPhotos
 from w2wpp.point_files import alike, fingerprint
 from w2wpp.population import Start
 from w2wpp.progress import track
+from w2wpp.schedules import one_cycle
 from w2wpp.seeds import generator
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
 from w2wpp.spaces.base import TINY_SPACES, Space
@@ -160,7 +161,7 @@ def fit_encoder(
     bound = _Bound(space, encoder, log_variance, photos, options)
     parameters = [log_variance, *(p.requires_grad_(True) for part in trained.values() for p in part.parameters())]
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=max(2, options.steps), pct_start=0.1)
+    schedule = one_cycle(optimiser, options.lr, options.steps, 0.1)
     history: dict[str, Any] = {"step": [0], "train": [], "held_out": [bound.measure(held_out)]}
     best, kept_step, states = history["held_out"][0]["loss"], 0, _copies(trained)
     chunk = max(1, options.steps // options.measured)

@@ -11,6 +11,7 @@ from w2wpp.base_model import pick_device
 from w2wpp.errors import W2WError
 from w2wpp.images import batches
 from w2wpp.progress import track
+from w2wpp.schedules import one_cycle
 from w2wpp.seeds import generator
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import Adapters
@@ -34,7 +35,7 @@ def train_anchored(adapters: Adapters, pca: PcaSpace, options: AnchoredOptions, 
     whitened = torch.cat([space.whiten(adapters.rows(range(s.start, s.stop))) for s in batches(len(adapters), 512)])
     bound = _Bound(space, whitened, rest)
     optimiser = torch.optim.Adam(space.parameters(), lr=options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=max(2, options.steps), pct_start=0.1)
+    schedule = one_cycle(optimiser, options.lr, options.steps, 0.1)
     history: dict[str, Any] = {"step": [0], "train": [], "held_out": [bound.measure(held_out)]}
     best, best_step, best_state = history["held_out"][0]["loss"], 0, copy.deepcopy(space.state_dict())
     sums: dict[str, float] = {}

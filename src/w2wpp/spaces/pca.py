@@ -161,7 +161,13 @@ class PcaSpace(Space):
     def decode(self, z: Tensor) -> Tensor:
         """Points z [n, m] in prior units -> adapters weights [n, d] float32 in their own units; differentiable."""
         coefficients = z.to(self.device) * self.spread
-        x = torch.cat([coefficients @ part.float() for part in self.components.split(WIDTH, 1)], 1)
+        parts = self.components.split(WIDTH, 1)
+        if coefficients.requires_grad:
+            x = torch.cat([coefficients @ part.float() for part in parts], 1)
+        else:  # results that lie between the parts' copies would keep the memory of each from the next
+            x = torch.empty(len(coefficients), self.layout.d, device=self.device)
+            for part, place in zip(parts, x.split(WIDTH, 1), strict=True):
+                torch.matmul(coefficients, part.float(), out=place)
         return x * self.scale + self.mean
 
     def truncate(self, m: int) -> "PcaSpace":
