@@ -19,7 +19,7 @@ from w2wpp.spaces.base import load_space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.weights import WeightDataset
 
-WIDE = Layout.of(nn.ModuleDict({"to_q": nn.Linear(50_000, 50_000)}))
+WIDE = Layout.of(nn.ModuleDict({"to_q": nn.Linear(50_000, 50_000, device="meta")}))
 MEMORY = 16 * 4 * WIDE.d / GIB  # four rows, each in four copies
 SPARE = 96 * 2**20  # bytes a process may add to what it has: two mapped shards and some rows, not half of the data
 
