@@ -85,6 +85,11 @@ def override(options: Options, **given: Any) -> Options:
     return replace(options, **{key: value for key, value in given.items() if value is not None})  # type: ignore[type-var]
 
 
+def those_given(flags: Mapping[str, Any]) -> str:
+    """Of flags and their values, the flags that the user gave, whose values are not None, with commas between."""
+    return ", ".join(flag for flag, value in flags.items() if value is not None)
+
+
 def open_space(space: Path, base: str, device: str) -> tuple[Any, Any]:
     """The base model and the space on one device. Raises W2WError unless the space was fitted on this base's adapters."""
     model = w2w.BaseModel.load(base, device)

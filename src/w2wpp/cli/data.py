@@ -23,6 +23,7 @@ from w2wpp.cli.common import (
     override,
     run,
     show,
+    those_given,
 )
 from w2wpp.errors import W2WError
 
@@ -294,8 +295,8 @@ def import_(
         denoiser, kept = w2w.Denoiser.load(base), getattr(import_module("torch"), dtype.value)
         if w2w.is_published(source):
             given = {"--rank": rank, "--labels": labels, "--drop-text-encoder": drop_text_encoder or None}
-            if unused := [name for name, value in given.items() if value is not None]:
-                raise W2WError(f"{source} holds published files, whose {', '.join(unused)} cannot be chosen. Leave it out.")
+            if unused := those_given(given):
+                raise W2WError(f"{source} holds published files, whose {unused} cannot be chosen. Leave it out.")
             job.results = w2w.import_published(denoiser, source, out, alpha=alpha, memory=memory, dtype=kept)
         else:
             job.results = w2w.import_loras(

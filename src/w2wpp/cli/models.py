@@ -30,6 +30,7 @@ from w2wpp.cli.common import (
     position,
     run,
     show,
+    those_given,
 )
 from w2wpp.errors import W2WError
 
@@ -120,8 +121,8 @@ def invert(
             "--prior-weight": prior_weight,
             "--variational": variational or None,
         }
-        if published and (unused := [name for name, value in given.items() if value is not None]):
-            raise W2WError(f"--published leaves no room for {', '.join(unused)}. Leave out one or the other.")
+        if published and (unused := those_given(given)):
+            raise W2WError(f"--published leaves no room for {unused}. Leave out one or the other.")
         network = None if published else pick_encoder(space, start, encoder)
         model, opened = open_space(space, base, device)
         people = [[w2w.ready_photo(photo, model, align_face=align) for photo in w2w.pictures_in(path)] for path in photos]
