@@ -6,7 +6,6 @@ Prints, for each set of options, the ID Score against photos that were not seen 
 pictures without a face. Writes benchmarks/results/tune_adapters.json.
 """
 
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,18 +36,27 @@ START = AdapterOptions(
     final_lr=0.0,
 )
 EVERY = (*(f"to_{part}" for part in ("q", "k", "v", "out.0")), "ff.net.0.proj", "ff.net.2")
+SECOND = replace(START, steps=90, batch=3, prior_weight=0.1)
+KEYS = replace(SECOND, targets=("attn2.to_k", "attn2.to_v"))
+WHOLE = replace(SECOND, targets=EVERY, lr=1e-2)
 TRIED = [
     START,
     replace(START, steps=120),
     replace(START, targets=("to_q", "to_v")),
     replace(START, targets=("attn2.to_k", "attn2.to_v")),
     replace(START, lr=4e-2),
-    replace(START, steps=90, batch=3, prior_weight=0.1),
+    SECOND,
     replace(START, targets=EVERY, lr=1e-2),
     # Second round: what was ahead, on more of cross-attention.
-    replace(START, targets=("attn2.to_k", "attn2.to_v"), steps=90, batch=3, prior_weight=0.1),
-    replace(START, targets=("attn2.to_k", "attn2.to_v", "attn2.to_out.0"), steps=90, batch=3, prior_weight=0.1),
-    replace(START, targets=("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"), steps=90, batch=3, prior_weight=0.1, lr=1e-2),
+    KEYS,
+    replace(SECOND, targets=("attn2.to_k", "attn2.to_v", "attn2.to_out.0")),
+    replace(SECOND, targets=("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"), lr=1e-2),
+    # What rank, every layer and longer training cost and give, at the same scale alpha / rank.
+    replace(KEYS, rank=2, alpha=18.0),
+    replace(KEYS, rank=4, alpha=36.0),
+    WHOLE,
+    replace(WHOLE, steps=360),
+    replace(WHOLE, steps=360, rank=4, alpha=36.0, lr=5e-3),
 ]
 
 
@@ -64,9 +72,9 @@ def main(folder: str, source: str = "tiny-faces") -> None:
     about = {"command": command, "base_id": base.id, "people": len(people), "pictures": PICTURES}
     kept = read_json(RESULTS) if RESULTS.exists() else {}
     rows = kept["rows"] if {key: kept.get(key) for key in about} == about else []  # what an interrupted run has done
-    done = [row["options"] for row in rows]
+    done = [AdapterOptions.of(row["options"]) for row in rows]
     for options in TRIED:
-        if json.loads(json.dumps(asdict(options))) in done:
+        if options in done:
             continue
         layout = options.layout_of(base)
         trained = train_adapters(base, layout, latents, people, options, prior, "train")

@@ -9,7 +9,7 @@ from w2wpp.docs import filled
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
 from w2wpp.report import table1_rows, write_report
-from w2wpp.result_tables import headline_text, pca_sizes_text, pca_text, table1_text, tuning_text
+from w2wpp.result_tables import headline_text, pca_sizes_text, pca_text, start_text, table1_text, tuning_text
 
 TABLE1 = {
     "split": "test",
@@ -46,10 +46,19 @@ def test_a_page_changes_only_between_the_markers_and_twice_is_once() -> None:
 
 
 def test_the_tuning_table_says_what_was_tried() -> None:
-    options = {"targets": ["to_q"], "alpha": 9.0, "lr": 0.02, "steps": 60, "batch": 2, "prior_batch": 1, "prior_weight": 0.25}
+    options = {"targets": ["to_q"], "rank": 1, "alpha": 9.0, "lr": 0.02, "steps": 60, "batch": 2, "prior_batch": 1, "prior_weight": 0.25}
     row = {"id": 0.2146, "se": 0.021, "others": 0.1, "missed": 3.0, "d": 3200.0, "options": options}
     text = tuning_text({"command": "python tune", "people": 24, "pictures": 4, "rows": [row]})
-    assert "| to_q | 3,200 | 9 | 0.02 | 60 x (2 + 1) | 0.25 | 0.215 ± 0.021 | 0.100 | 3 of 96 |" in text
+    assert "| to_q | 1 | 3,200 | 9 | 0.02 | 60 x (2 + 1) | 0.25 | 0.215 ± 0.021 | 0.100 | 3 of 96 |" in text
+
+
+def test_the_table_of_starts_says_what_was_tried_and_what_was_not_trained() -> None:
+    scores = {"id_other": 0.3471, "id_other_se": 0.011, "id_input": 0.43, "id_strangers": 0.09, "missed": 4}
+    options = {"lr": 0.002, "steps": 90, "prior_weight": 0.1, "kept": 0.5}
+    rows = [{"many": False, "options": None, **scores}, {"many": True, "options": options, **scores}]
+    text = start_text({"command": "python tune", "people": 10, "pictures": 6, "start": "encoder x", "rows": rows})
+    assert "| one | not trained |  |  |  | 0.347 ± 0.011 | 0.430 | 0.090 | 4 of 60 |" in text
+    assert "| many | 0.002 | 90 | 0.1 | 0.5 | 0.347 ± 0.011 |" in text
 
 
 def test_the_headline_has_a_line_a_method_and_a_column_an_m() -> None:
@@ -76,7 +85,10 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
     [
         ("README.md", ["headline"]),
         ("docs/bring-your-own-loras.md", ["faults"]),
-        ("docs/results.md", ["table1", "adapters-val", "population", "tuning", "adapters", "pca", "pca-large", "pca-growth", "reading"]),
+        (
+            "docs/results.md",
+            ["judge", "table1", "adapters-val", "population", "tuning", "start", "adapters", "pca", "pca-large", "pca-growth", "reading"],
+        ),
     ],
 )
 def test_the_repositorys_pages_have_the_markers(page: str, names: list[str]) -> None:

@@ -4,11 +4,12 @@ Ruiz et al. 2023 with the LoRA of Hu et al. 2021, as in Dravid et al. 2024, sect
 depend on who shares the batch: every person has a random generator, and Adam works number by number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,19 @@ class AdapterOptions:
     prior_batch: int = 1  # pictures of the class a person and step
     lr: float = 1e-4  # Adam's rate
     final_lr: float = 1.0  # the rate falls along a half cosine to this fraction of itself
+    kept: float = 1.0  # share of the way from where training began to where it ended that the adapter goes
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.alpha > 0 and self.prior_weight >= 0):
-            found = f"lr {self.lr:g}, alpha {self.alpha:g}, prior weight {self.prior_weight:g}"
-            raise W2WError(f"adapters cannot be trained with {found}. lr and alpha must be above 0, the prior weight at least 0.")
+        if not (self.lr > 0 and self.alpha > 0 and self.prior_weight >= 0 and 0 < self.kept <= 1):
+            found = f"lr {self.lr:g}, alpha {self.alpha:g}, prior weight {self.prior_weight:g}, kept {self.kept:g}"
+            wanted = "lr and alpha must be above 0, the prior weight at least 0, what is kept above 0 and at most 1"
+            raise W2WError(f"adapters cannot be trained with {found}: {wanted}.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "AdapterOptions":
+        """The options from a mapping, as JSON keeps them. Raises KeyError without targets, TypeError for a field unknown here."""
+        return cls(**{**given, "targets": tuple(given["targets"])})
 
     def layout_of(self, base: BaseModel) -> Layout:
         """Where these adapters sit in a base."""
@@ -75,11 +83,12 @@ def options_for(source: str) -> AdapterOptions:
 
 
 def from_start(options: AdapterOptions) -> AdapterOptions:
-    """The options for training that begins where an encoder puts the photos: a tenth of the rate, chosen on val.
+    """The options for training that begins where an encoder puts the photos: a tenth of the rate, half of the way; chosen on val.
 
-    So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank.
+    So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank. Weights between a
+    start that knows much and where training on little ends are better than either (Wortsman et al. 2022, eq. 1).
     """
-    return replace(options, lr=options.lr / 10)
+    return replace(options, lr=options.lr / 10, kept=0.5)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def train_adapters(
     latents: for each person, scaled latents [p, c, h, w] of their p photos. keys: for each person, the name of their
     random draws. prior: latents [n, c, h, w] of the class, or None to train without prior preservation.
     progress: what to call the work on stderr; silent by default. start: weights [k, d] to begin from; a random A that all
-    share, and B = 0, unless given.
+    share, and B = 0, unless given. Of the way from there, `options.kept` is gone.
     Raises W2WError if a person has no photo, or the loss stops being a number.
     """
     if start is not None and start.shape != (len(keys), layout.d):
@@ -185,7 +194,8 @@ def _train(
         losses[step] = own.detach().cpu()
     if not torch.isfinite(weights).all():
         raise W2WError(f"training diverged at learning rate {options.lr:g}: weights are not numbers. Lower --lr.")
-    return Trained(weights.detach().cpu(), losses, options.steps * (options.batch + extra))
+    ended = start.to(weights).lerp(weights.detach(), options.kept)
+    return Trained(ended.cpu(), losses, options.steps * (options.batch + extra))
 
 
 def _draw(

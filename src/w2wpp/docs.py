@@ -20,11 +20,13 @@ from w2wpp.result_tables import (
     edits_text,
     faults_text,
     headline_text,
+    judge_text,
     pca_sizes_text,
     pca_text,
     population_text,
     reading_text,
     samples_text,
+    start_text,
     table1_text,
     tuning_text,
 )
@@ -78,9 +80,11 @@ if __name__ == "__main__":
     made = [*demo_pictures(Path("runs"), PICTURES), base_curves(ASSETS / "tiny_faces" / "training.json", PICTURES / "base-loss.svg")]
     for page, name, source, text in (
         (README, "headline", TABLE1, headline_text),
+        (RESULTS, "judge", BENCHMARKS / "judge.json", judge_text),
         (RESULTS, "table1", TABLE1, table1_text),
         (RESULTS, "adapters-val", ADAPTERS, table1_text),
         (RESULTS, "tuning", BENCHMARKS / "tune_adapters.json", tuning_text),
+        (RESULTS, "start", BENCHMARKS / "tune_start.json", start_text),
         (RESULTS, "adapters", BENCHMARKS / "adapters.json", adapters_text),
         (RESULTS, "population", BENCHMARKS / "population.json", population_text),
         (RESULTS, "pca", BENCHMARKS / "pca.json", pca_text),

@@ -250,8 +250,7 @@ def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
     if "start" in dataset.meta:
         raise W2WError("the dataset's adapters began where an encoder put the photos; table 1 needs some that were trained from nothing.")
     try:
-        given = dict(dataset.meta["adapters"])
-        return AdapterOptions(**{**given, "targets": tuple(given["targets"])})
+        return AdapterOptions.of(dataset.meta["adapters"])
     except (KeyError, TypeError) as error:
         raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
 

@@ -37,19 +37,43 @@ def headline_text(table1: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n{people}people of the {table1['split']} split; mean ± standard error over people."
 
 
+def judge_text(found: Mapping[str, Any]) -> str:
+    """FaceNet's cosines on real photos beside the figures that its wiring is checked against, as Markdown."""
+    head = ["photos", "same person", "different people", "nearest is the same person"]
+    here = f"two each of {found['people']} train people, aligned at 64x64"
+    rows = [
+        [who, f"{of['same']:.3f}", f"{of['different']:.3f} ± {of['different_sd']:.3f}", f"{of['rank1']:.1%}"]
+        for who, of in ((here, found), ("reference, two each of 60 people, not aligned", found["reference"]))
+    ]
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`."
+
+
 def tuning_text(tuning: Mapping[str, Any]) -> str:
     """What was tried for the adapters, a line a set of options, as Markdown."""
-    head = ["targets", "d", "alpha", "lr", "steps x (photos + prior)", "prior weight", "ID, unseen photos", "ID, other people", "no face"]
+    options = ["targets", "rank", "d", "alpha", "lr", "steps x (photos + prior)", "prior weight"]
+    head = [*options, "ID, unseen photos", "ID, other people", "no face"]
     pictures = tuning["people"] * tuning["pictures"]
     rows = []
     for row in tuning["rows"]:
         o = row["options"]
         work = f"{o['steps']} x ({o['batch']} + {o['prior_batch']})"
         found = [f"{row['id']:.3f} ± {row['se']:.3f}", f"{row['others']:.3f}", f"{row['missed']:.0f} of {pictures}"]
-        rows.append(
-            [", ".join(o["targets"]), f"{row['d']:,.0f}", f"{o['alpha']:g}", f"{o['lr']:g}", work, f"{o['prior_weight']:g}", *found]
-        )
+        size = [", ".join(o["targets"]), f"{o['rank']}", f"{row['d']:,.0f}"]
+        rows.append([*size, f"{o['alpha']:g}", f"{o['lr']:g}", work, f"{o['prior_weight']:g}", *found])
     return f"{markdown({'head': head, 'rows': rows})}\n\n`{tuning['command']}`, {tuning['people']} people."
+
+
+def start_text(tuning: Mapping[str, Any]) -> str:
+    """What was tried for training that begins where an encoder puts the photos, a line a set of options, as Markdown."""
+    head = ["photos", "rate", "steps", "prior weight", "kept", "ID, other photos", "ID, input photo", "ID, other people", "no face"]
+    pictures = tuning["people"] * tuning["pictures"]
+    rows = []
+    for row in tuning["rows"]:
+        o = row["options"]
+        tried = [f"{o[key]:g}" for key in ("lr", "steps", "prior_weight", "kept")] if o else ["not trained", "", "", ""]
+        scores = [f"{row['id_other']:.3f} ± {row['id_other_se']:.3f}", f"{row['id_input']:.3f}", f"{row['id_strangers']:.3f}"]
+        rows.append(["many" if row["many"] else "one", *tried, *scores, f"{row['missed']} of {pictures}"])
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{tuning['command']}`, {tuning['people']} people of val, {tuning['start']}."
 
 
 def edits_text(edits: Mapping[str, Any]) -> str:

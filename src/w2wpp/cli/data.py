@@ -139,7 +139,7 @@ def base_show(
             "prediction": model.noise_scheduler.config.prediction_type,
             "default_adapter": {"targets": list(layout.targets), "matrices": len(layout.matrices), "d": layout.d},
             "vocabulary": len(vocabulary),
-            "words": vocabulary if as_json else [*vocabulary[:20], "..."],
+            "words": vocabulary if as_json or len(vocabulary) <= 20 else [*vocabulary[:20], "..."],
             **({"measured": measured} if measured else {}),
         },
         as_json,
@@ -159,6 +159,7 @@ def adapters_train(
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Photos a person and step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.")] = None,
     prior_weight: Annotated[float | None, typer.Option("--prior-weight", help="Weight of prior preservation; 0 is none.")] = None,
+    kept: Annotated[float | None, typer.Option("--kept", help="Share of the way from where training began that is kept, up to 1.")] = None,
     group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 64,
     start: Annotated[Path | None, typer.Option("--start-space", help="Begin at the adapters of this space that its encoder gives.")] = None,
     encoder: EncoderFile = None,
@@ -172,8 +173,9 @@ def adapters_train(
     """Train an adapter for every person, two for a person of several photos, into a weight dataset.
 
     Options that are not given are the base's own: the paper's for Stable Diffusion, tuned ones for tiny-faces.
-    With --start-space tiny-faces, or a space and its --encoder, training begins at what the encoder makes of the photos, at a
-    tenth of the rate, and ends more like the person. An interrupted run goes on where it stopped.
+    With --start-space tiny-faces, or a space and its --encoder, training begins at what the encoder makes of the photos, goes on
+    at a tenth of the rate and keeps half of the way: the adapters are more like their people.
+    An interrupted run goes on where it stopped.
     """
     given = locals()
     if encoder and not start:
@@ -182,7 +184,14 @@ def adapters_train(
     preset = w2w.options_for(base)
     options = override(
         w2w.from_start(preset) if start else preset,
-        **{"rank": rank, "alpha": alpha, "targets": names, "steps": steps, "batch": batch, "lr": lr, "prior_weight": prior_weight},
+        rank=rank,
+        alpha=alpha,
+        targets=names,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        prior_weight=prior_weight,
+        kept=kept,
         seed=seed,
     )
     with run("adapters-train", {**given, "options": options}) as job:
