@@ -1,5 +1,8 @@
 """The embedded base and weights are what the README says they are."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +52,11 @@ def test_weights_belong_to_the_base_and_are_many(tiny):
     assert info["splits"] == {"train": len(dataset)}
     pairs = {name.removesuffix("#b") for name in dataset.ids if name.endswith("#b")}
     assert pairs <= set(dataset.ids)
+
+
+def test_a_copy_of_the_weights_can_be_gone_on_with():
+    """`w2w adapters train` appends only what was trained alike: a new option has to stand in the embedded dataset too."""
+    assert WeightDataset.open("tiny-faces").meta["adapters"] == json.loads(json.dumps(asdict(options_for("tiny-faces"))))
 
 
 def test_the_demo_says_at_once_that_an_extra_is_missing(monkeypatch, tmp_path):
