@@ -7,7 +7,7 @@ import sys
 import typer
 
 from w2wpp import __version__
-from w2wpp.cli import data, editing, models, spaces
+from w2wpp.cli import data, editing, judging, models, spaces
 from w2wpp.errors import W2WError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (data, spaces, editing, models):
+for group in (data, spaces, editing, models, judging):
     group.register(app)
 
 

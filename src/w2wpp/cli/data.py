@@ -221,7 +221,7 @@ def dataset_info(
 
 @dataset.command("select")
 def dataset_select(
-    dataset: Annotated[str, typer.Argument(help="tiny-faces (embedded) or the folder of a weight dataset.")],
+    dataset: Dataset,
     where: Annotated[list[str], typer.Option("--where", help="A label and its value, such as split=train; may be given several times.")],
     out: AppendOut,
     memory: Memory = 2.0,
