@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2wpp.adapters import AdapterOptions
+from w2wpp.adapters import AdapterOptions, from_start
 from w2wpp.alignment import AlignedFaces
 from w2wpp.base_model import BaseModel
 from w2wpp.comparison import compared
@@ -157,7 +157,7 @@ def table1(
     about = {"split": split, "base": base.source, "seed": seed}
     settings = resolved(
         {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}
-        | {"trained": trained}
+        | {"trained": trained, **({"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {})}
     )
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
