@@ -57,6 +57,9 @@ TRIED = [
     WHOLE,
     replace(WHOLE, steps=360),
     replace(WHOLE, steps=360, rank=4, alpha=36.0, lr=5e-3),
+    replace(WHOLE, steps=360, lr=3e-3),
+    replace(WHOLE, steps=360, lr=1.5e-3),
+    replace(KEYS, steps=360, lr=5e-3),
 ]
 
 

@@ -29,16 +29,16 @@ PICTURES, GUIDANCE, SOLVER_STEPS, SEED, GROUP = 6, 2.0, 20, 5, 76
 RESULTS = Path(__file__).parent / "results" / "tune_start.json"
 
 CHOSEN = from_start(options_for("tiny-faces"))
-WHOLE = replace(CHOSEN, kept=1.0)
+WHOLE = replace(CHOSEN, blend=1.0)
 TRIED = [
     replace(WHOLE, lr=5e-3),
     WHOLE,
     replace(WHOLE, lr=1e-3),
     replace(WHOLE, steps=45),
     replace(WHOLE, prior_weight=1.0),
-    replace(CHOSEN, kept=0.75),
+    replace(CHOSEN, blend=0.75),
     CHOSEN,
-    replace(CHOSEN, kept=0.25),
+    replace(CHOSEN, blend=0.25),
     replace(CHOSEN, lr=5e-3),
 ]
 

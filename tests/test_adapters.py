@@ -55,8 +55,6 @@ def test_result_does_not_depend_on_the_number_of_cores(exact, monkeypatch, two_c
     torch.testing.assert_close(two_shares.weights, one_share.weights, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(two_shares.losses, one_share.losses, atol=1e-5, rtol=1e-4)
     assert two_shares.unet_evals == one_share.unet_evals
-    with pytest.raises(W2WError, match="what is kept above 0 and at most 1"):
-        replace(OPTIONS, kept=1.5)
     with pytest.raises(W2WError, match="diverged"):
         train_adapters(exact, layout, latents, people, replace(OPTIONS, lr=float("inf")))
     assert torch.get_num_threads() == 2
@@ -87,7 +85,7 @@ def test_half_of_the_way_is_half_of_it(exact):
     start = torch.randn(2, layout.d, generator=torch.Generator().manual_seed(3))
     latents = [photos(exact, 1, i) for i in range(2)]
     whole, half, quarter = (
-        train_adapters(exact, layout, latents, people, replace(OPTIONS, kept=kept), start=start).weights for kept in (1.0, 0.5, 0.25)
+        train_adapters(exact, layout, latents, people, replace(OPTIONS, blend=blend), start=start).weights for blend in (1.0, 0.5, 0.25)
     )
     torch.testing.assert_close(half, (start + whole) / 2)
     torch.testing.assert_close(quarter, start + (whole - start) / 4)
@@ -102,10 +100,10 @@ def test_prior_preservation_changes_the_result(exact):
 
 def test_refusals(exact):
     layout = OPTIONS.layout_of(exact)
+    with pytest.raises(W2WError, match="the blend above 0 and at most 1"):
+        replace(OPTIONS, blend=1.5)
     with pytest.raises(W2WError, match="at least one photo"):
         train_adapters(exact, layout, [photos(exact, 0, 0)], ["ann"], OPTIONS)
-    with pytest.raises(W2WError, match="what is kept above 0 and at most 1"):
-        replace(OPTIONS, kept=1.5)
     with pytest.raises(W2WError, match="diverged"):
         train_adapters(exact, layout, [photos(exact, 1, 0)], ["ann"], replace(OPTIONS, lr=float("inf")))
 

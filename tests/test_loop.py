@@ -89,6 +89,15 @@ def test_adapters_begin_where_an_encoder_puts_the_photos(w2w: Callable[..., Ende
         begin = fitted.decode(network.points([one]))[0]
     assert (begin - initial_weights(fitted.layout)).abs().max() > 0.1
     torch.testing.assert_close(started.rows([started.ids.index("Person_0")])[0], begin, atol=1e-3, rtol=1e-3)  # float16
+    learned = started.meta["adapters"]
+    assert (learned["blend"], learned["steps"]) == (0.5, 1) and plain.meta["adapters"]["blend"] == 1
+    w2w("adapters", "train", faces, "--out", tmp_path / "whole", *start, "--blend", 1, "--lr", 1e-2, *quick, *common).json()
+    w2w("adapters", "train", faces, "--out", tmp_path / "half", *start, "--lr", 1e-2, *quick, *common).json()
+    whole, half = (WeightDataset.open(tmp_path / name).rows([0])[0] for name in ("whole", "half"))
+    first = started.rows([0])[0]
+    torch.testing.assert_close(half - first, (whole - first) / 2, atol=2e-3, rtol=0.05)
+    assert (whole - first).abs().max() > 5e-3
+    assert "without a start" in w2w("adapters", "train", faces, "--out", tmp_path / "none", "--blend", 0.5, *common).err
     assert "or the same options" in w2w("adapters", "train", faces, "--out", tmp_path / "plain", *start, *quick, *common).err
     assert "Give that as --start-space" in w2w("adapters", "train", faces, "--out", tmp_path / "none", "--encoder", encoder, *common).err
 

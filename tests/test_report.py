@@ -54,7 +54,7 @@ def test_the_tuning_table_says_what_was_tried() -> None:
 
 def test_the_table_of_starts_says_what_was_tried_and_what_was_not_trained() -> None:
     scores = {"id_other": 0.3471, "id_other_se": 0.011, "id_input": 0.43, "id_strangers": 0.09, "missed": 4}
-    options = {"lr": 0.002, "steps": 90, "prior_weight": 0.1, "kept": 0.5}
+    options = {"lr": 0.002, "steps": 90, "prior_weight": 0.1, "blend": 0.5}
     rows = [{"many": False, "options": None, **scores}, {"many": True, "options": options, **scores}]
     text = start_text({"command": "python tune", "people": 10, "pictures": 6, "start": "encoder x", "rows": rows})
     assert "| one | not trained |  |  |  | 0.347 ± 0.011 | 0.430 | 0.090 | 4 of 60 |" in text

@@ -39,13 +39,13 @@ class AdapterOptions:
     prior_batch: int = 1  # pictures of the class a person and step
     lr: float = 1e-4  # Adam's rate
     final_lr: float = 1.0  # the rate falls along a half cosine to this fraction of itself
-    kept: float = 1.0  # share of the way from where training began to where it ended that the adapter goes
+    blend: float = 1.0  # the adapter is start + blend (end - start), between where training began and where it ended
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.alpha > 0 and self.prior_weight >= 0 and 0 < self.kept <= 1):
-            found = f"lr {self.lr:g}, alpha {self.alpha:g}, prior weight {self.prior_weight:g}, kept {self.kept:g}"
-            wanted = "lr and alpha must be above 0, the prior weight at least 0, what is kept above 0 and at most 1"
+        if not (self.lr > 0 and self.alpha > 0 and self.prior_weight >= 0 and 0 < self.blend <= 1):
+            found = f"lr {self.lr:g}, alpha {self.alpha:g}, prior weight {self.prior_weight:g}, blend {self.blend:g}"
+            wanted = "lr and alpha must be above 0, the prior weight at least 0, the blend above 0 and at most 1"
             raise W2WError(f"adapters cannot be trained with {found}: {wanted}.")
 
     @classmethod
@@ -83,12 +83,13 @@ def options_for(source: str) -> AdapterOptions:
 
 
 def from_start(options: AdapterOptions) -> AdapterOptions:
-    """The options for training that begins where an encoder puts the photos: a tenth of the rate, half of the way; chosen on val.
+    """The options for training that begins where an encoder puts the photos: a tenth of the rate, and back half of the way.
 
-    So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank. Weights between a
-    start that knows much and where training on little ends are better than either (Wortsman et al. 2022, eq. 1).
+    So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank. The way back is that of
+    Wortsman et al. 2022, eq. 1, between a network that knows much and itself trained on little; here A and B are blended, not
+    their product. Both were chosen on val people of `tiny-faces` (docs/results.md).
     """
-    return replace(options, lr=options.lr / 10, kept=0.5)
+    return replace(options, lr=options.lr / 10, blend=0.5)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Trained:
     """Adapters of k people and how they came about."""
 
     weights: Tensor  # [k, d] float32
-    losses: Tensor  # [steps, k] float32, on the person's photos alone
+    losses: Tensor  # [steps, k] float32, on the person's photos alone, on the way to the end
     unet_evals: int  # pictures a person that went through the UNet
 
 
@@ -122,8 +123,8 @@ def train_adapters(
     latents: for each person, scaled latents [p, c, h, w] of their p photos. keys: for each person, the name of their
     random draws. prior: latents [n, c, h, w] of the class, or None to train without prior preservation.
     progress: what to call the work on stderr; silent by default. start: weights [k, d] to begin from; a random A that all
-    share, and B = 0, unless given. Of the way from there, `options.kept` is gone.
-    Raises W2WError if a person has no photo, or the loss stops being a number.
+    share, and B = 0, unless given. What is returned lies between it and the end, as `options.blend` says.
+    Raises W2WError if a person has no photo, `start` is of another shape, or the weights stop being numbers.
     """
     if start is not None and start.shape != (len(keys), layout.d):
         raise W2WError(f"training starts at weights {list(start.shape)}; {len(keys)} people of {layout.d} numbers were expected.")
@@ -194,7 +195,7 @@ def _train(
         losses[step] = own.detach().cpu()
     if not torch.isfinite(weights).all():
         raise W2WError(f"training diverged at learning rate {options.lr:g}: weights are not numbers. Lower --lr.")
-    ended = start.to(weights).lerp(weights.detach(), options.kept)
+    ended = start.to(weights).lerp(weights.detach(), options.blend)
     return Trained(ended.cpu(), losses, options.steps * (options.batch + extra))
 
 

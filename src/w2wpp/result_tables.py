@@ -65,12 +65,12 @@ def tuning_text(tuning: Mapping[str, Any]) -> str:
 
 def start_text(tuning: Mapping[str, Any]) -> str:
     """What was tried for training that begins where an encoder puts the photos, a line a set of options, as Markdown."""
-    head = ["photos", "rate", "steps", "prior weight", "kept", "ID, other photos", "ID, input photo", "ID, other people", "no face"]
+    head = ["photos", "rate", "steps", "prior weight", "blend", "ID, other photos", "ID, input photo", "ID, other people", "no face"]
     pictures = tuning["people"] * tuning["pictures"]
     rows = []
     for row in tuning["rows"]:
         o = row["options"]
-        tried = [f"{o[key]:g}" for key in ("lr", "steps", "prior_weight", "kept")] if o else ["not trained", "", "", ""]
+        tried = [f"{o[key]:g}" for key in ("lr", "steps", "prior_weight", "blend")] if o else ["not trained", "", "", ""]
         scores = [f"{row['id_other']:.3f} ± {row['id_other_se']:.3f}", f"{row['id_input']:.3f}", f"{row['id_strangers']:.3f}"]
         rows.append(["many" if row["many"] else "one", *tried, *scores, f"{row['missed']} of {pictures}"])
     return f"{markdown({'head': head, 'rows': rows})}\n\n`{tuning['command']}`, {tuning['people']} people of val, {tuning['start']}."

@@ -159,7 +159,9 @@ def adapters_train(
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Photos a person and step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Adam's learning rate.")] = None,
     prior_weight: Annotated[float | None, typer.Option("--prior-weight", help="Weight of prior preservation; 0 is none.")] = None,
-    kept: Annotated[float | None, typer.Option("--kept", help="Share of the way from where training began that is kept, up to 1.")] = None,
+    blend: Annotated[
+        float | None, typer.Option("--blend", help="With --start-space: 1 ends where training ends, 0.5 half of the way there.")
+    ] = None,
     group: Annotated[int, typer.Option("--group", min=1, help="People that share each forward pass.")] = 64,
     start: Annotated[Path | None, typer.Option("--start-space", help="Begin at the adapters of this space that its encoder gives.")] = None,
     encoder: EncoderFile = None,
@@ -174,12 +176,14 @@ def adapters_train(
 
     Options that are not given are the base's own: the paper's for Stable Diffusion, tuned ones for tiny-faces.
     With --start-space tiny-faces, or a space and its --encoder, training begins at what the encoder makes of the photos, goes on
-    at a tenth of the rate and keeps half of the way: the adapters are more like their people.
+    at a tenth of the rate, and of the way that this goes half is taken: on tiny-faces such adapters are more like their people.
     An interrupted run goes on where it stopped.
     """
     given = locals()
     if encoder and not start:
         raise W2WError("--encoder was given without the space it belongs to. Give that as --start-space.")
+    if blend is not None and not start:
+        raise W2WError(f"--blend {blend:g} was given without a start to blend with. Give --start-space.")
     names = tuple(targets.split(",")) if targets else None
     preset = w2w.options_for(base)
     options = override(
@@ -191,7 +195,7 @@ def adapters_train(
         batch=batch,
         lr=lr,
         prior_weight=prior_weight,
-        kept=kept,
+        blend=blend,
         seed=seed,
     )
     with run("adapters-train", {**given, "options": options}) as job:
