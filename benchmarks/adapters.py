@@ -2,10 +2,12 @@
 
     python benchmarks/adapters.py --people 16 --rounds 3
 
-Same base, people, photos, steps, batch, rank, targets and bfloat16 products. Three ways, each in a process of its own, in turn:
-  ours           w2wpp.train_adapters, everyone in one batch
-  script         as diffusers' DreamBooth-LoRA example: peft's LoRA on the UNet, each step encodes its photos and captions
-  script-cached  the same with latents and captions encoded once
+Same base, people, photos, steps, batch, rank and targets. Four ways, each in a process of its own, in turn:
+  ours            w2wpp.train_adapters, everyone in one batch, products in bfloat16 where the processor has it
+  script          as diffusers' DreamBooth-LoRA example: peft's LoRA on the UNet, each step encodes its photos and captions;
+                  with --mixed_precision bf16, as ours
+  script-cached   the same with latents and captions encoded once
+  script-float32  script as it is unless it is told a precision
 Photos are pictures that the base draws, so that anyone can run it. Writes benchmarks/results/adapters.json.
 """
 
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +34,7 @@ from w2wpp.base_model import TINY_FACES, BaseModel
 from w2wpp.files import write_json
 from w2wpp.images import to_tensor
 
-WAYS = ("ours", "script", "script-cached")
+WAYS = ("ours", "script", "script-cached", "script-float32")
 RESULTS = Path(__file__).parent / "results" / "adapters.json"
 
 
@@ -78,7 +81,7 @@ def main() -> None:
 
 
 def work(way: str, args: argparse.Namespace) -> dict[str, float]:
-    base = BaseModel.load(args.base, args.device)
+    base = BaseModel.load(args.base, args.device, torch.float32 if way == "script-float32" else None)
     options = replace(options_for(args.base), steps=args.steps)
     drawn = base.generate(options.prior_prompt, range(4 * args.people + 8), steps=4)
     photos = [to_tensor(drawn[4 * i : 4 * i + 4]) for i in range(args.people)]
@@ -87,7 +90,12 @@ def work(way: str, args: argparse.Namespace) -> dict[str, float]:
         source = TINY_FACES if args.base == "tiny-faces" else args.base
         plain = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
         base.pipeline.unet = plain.to(base.device, base.dtype).requires_grad_(False).eval()
-    run = {"ours": ours, "script": script, "script-cached": script_cached}[way]
+    run = {
+        "ours": ours,
+        "script": script,
+        "script-cached": partial(script, cached=True),
+        "script-float32": partial(script, float32=True),
+    }[way]
     run(base, photos[:1], prior, replace(options, steps=2))  # warm up
     start = time.perf_counter()
     run(base, photos, prior, options)
@@ -105,7 +113,9 @@ def ours(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterO
     train_adapters(base, options.layout_of(base), latents, keys, options, base.encode_images(prior).float())
 
 
-def script(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterOptions, cached: bool = False) -> None:
+def script(
+    base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterOptions, cached: bool = False, float32: bool = False
+) -> None:
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=list(options.targets))
     draw = torch.Generator().manual_seed(0)
     captions = [options.prompt] * options.batch + [options.prior_prompt] * options.prior_batch
@@ -127,16 +137,13 @@ def script(base: BaseModel, photos: list[Tensor], prior: Tensor, options: Adapte
             noise = torch.randn(x.shape, generator=draw).to(x)
             t = torch.randint(1000, (len(x),), generator=draw).to(x.device)
             noisy, target = base.add_noise(x, noise, t)
-            error = (base.predict(noisy, t, context) - target).square().mean((1, 2, 3))
+            predicted = base.pipeline.unet(noisy, t, context).sample if float32 else base.predict(noisy, t, context)
+            error = (predicted - target).square().mean((1, 2, 3))
             loss = error[: options.batch].mean() + options.prior_weight * error[options.batch :].mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
         base.pipeline.unet.delete_adapters("person")
-
-
-def script_cached(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterOptions) -> None:
-    script(base, photos, prior, options, cached=True)
 
 
 def machine(device: str) -> str:

@@ -1,6 +1,6 @@
 """Edits of man and smiling: how far the attribute moves, how much identity is kept, and pictures.
 
-    python benchmarks/edits.py --faces faces64 --m 512 --people 40 --pictures 4 --solver-steps 15 --folder /tmp/edits
+    python benchmarks/edits.py --faces faces64 --m 512 --people 40 --pictures 4 --solver-steps 15 --folder edits
 
 The people scored are as many men as women of the dataset, drawn by seed; neither the PCA (a --space that is given may have),
 the directions nor the classifier saw them. Each person's point is edited plainly at every strength; at the lowest and the

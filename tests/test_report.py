@@ -9,7 +9,7 @@ from w2wpp.docs import filled
 from w2wpp.errors import W2WError
 from w2wpp.images import write_image
 from w2wpp.report import table1_rows, write_report
-from w2wpp.result_tables import headline_text, pca_sizes_text, pca_text, start_text, table1_text, tuning_text
+from w2wpp.result_tables import base_text, headline_text, judge_text, pca_sizes_text, pca_text, start_text, table1_text, tuning_text
 
 TABLE1 = {
     "split": "test",
@@ -61,6 +61,16 @@ def test_the_table_of_starts_says_what_was_tried_and_what_was_not_trained() -> N
     assert "| many | 0.002 | 90 | 0.1 | 0.5 | 0.347 ± 0.011 |" in text
 
 
+def test_the_judges_table_names_the_reference_and_the_bases_its_gap() -> None:
+    row = {"people": 60, "faces": 120, "same": 0.669, "same_se": 0.017, "different": 0.087, "different_sd": 0.142, "rank1": 0.95}
+    text = judge_text({"command": "python judge", "size": 64, "rows": [row], "reference": row | {"same": 0.698}})
+    assert "| two each of 60 people | 120 | 0.669 ± 0.017 | 0.087 (sd 0.142) | 95.0% |" in text
+    assert "| two each of 60 people, the reference | 120 | 0.698" in text and "64x64" in text
+    measured = {"samples": 200, "faces_found": 0.985, "autoencoder_cosine": 0.9, "autoencoder_n": 560}
+    text = base_text({"command": "w2w base show", "measured": measured | {"name_id": 0.42, "name_floor": 0.114, "name_people": 60}})
+    assert "| 95% | 98.5% |" in text and "| 0.25 | 0.306 (0.420 - 0.114) |" in text
+
+
 def test_the_headline_has_a_line_a_method_and_a_column_an_m() -> None:
     text = headline_text(TABLE1).splitlines()
     assert text[0] == "| method | space | no space | m = 128 | UNet evaluations |"
@@ -87,7 +97,20 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
         ("docs/bring-your-own-loras.md", ["faults"]),
         (
             "docs/results.md",
-            ["judge", "table1", "adapters-val", "population", "tuning", "start", "adapters", "pca", "pca-large", "pca-growth", "reading"],
+            [
+                "judge",
+                "base",
+                "table1",
+                "adapters-val",
+                "population",
+                "tuning",
+                "start",
+                "adapters",
+                "pca",
+                "pca-large",
+                "pca-growth",
+                "reading",
+            ],
         ),
     ],
 )

@@ -188,6 +188,7 @@ def test_only_the_same_adapters_go_on(tmp_path: Path) -> None:
         (rank_2, BASE, {"steps": 3}, "rank 2"),
         (LAYOUT, "f" * 16, {"steps": 3}, "f" * 16),
         (LAYOUT, BASE, {"steps": 4}, "steps 3, these with 4"),
+        (LAYOUT, BASE, {"steps": 3, "adapters": {"lr": 1}}, "adapters.lr unsaid, these with 1"),
     ]
     for layout, base_id, meta, message in refused:
         with pytest.raises(W2WError, match=message):

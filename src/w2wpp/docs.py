@@ -15,6 +15,7 @@ from w2wpp.files import read_json, write_text
 from w2wpp.images import read_image, write_image
 from w2wpp.result_tables import (
     adapters_text,
+    base_text,
     collapse_text,
     directions_text,
     edits_text,
@@ -80,6 +81,7 @@ if __name__ == "__main__":
     made = [*demo_pictures(Path("runs"), PICTURES), base_curves(ASSETS / "tiny_faces" / "training.json", PICTURES / "base-loss.svg")]
     for page, name, source, text in (
         (README, "headline", TABLE1, headline_text),
+        (RESULTS, "base", Path("docs/results/base.json"), base_text),
         (RESULTS, "judge", BENCHMARKS / "judge.json", judge_text),
         (RESULTS, "table1", TABLE1, table1_text),
         (RESULTS, "adapters-val", ADAPTERS, table1_text),

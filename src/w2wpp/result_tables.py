@@ -39,13 +39,27 @@ def headline_text(table1: Mapping[str, Any]) -> str:
 
 def judge_text(found: Mapping[str, Any]) -> str:
     """FaceNet's cosines on real photos beside the figures that its wiring is checked against, as Markdown."""
-    head = ["photos", "same person", "different people", "nearest is the same person"]
-    here = f"two each of {found['people']} train people, aligned at 64x64"
+    head = ["photos", "faces found", "same person", "different people", "nearest is the same person"]
+    rows = []
+    for row in (*found["rows"], found["reference"]):
+        who = f"two each of {row['people']} people" + (", the reference" if row is found["reference"] else "")
+        same = f"{row['same']:.3f}" + (f" ± {row['same_se']:.3f}" if "same_se" in row else "")
+        rows.append([who, f"{row['faces']}", same, f"{row['different']:.3f} (sd {row['different_sd']:.3f})", f"{row['rank1']:.1%}"])
+    about = f"`{_command(found)}`, aligned at {found['size']}x{found['size']}; mean ± standard error"
+    return f"{markdown({'head': head, 'rows': rows})}\n\n{about}."
+
+
+def base_text(found: Mapping[str, Any]) -> str:
+    """How good the embedded base is, a line a bar, as Markdown."""
+    of = found["measured"]
+    gap = of["name_id"] - of["name_floor"]
+    names = f"names of {of['name_people']} train people with ten or more photos, above the floor"
     rows = [
-        [who, f"{of['same']:.3f}", f"{of['different']:.3f} ± {of['different_sd']:.3f}", f"{of['rank1']:.1%}"]
-        for who, of in ((here, found), ("reference, two each of 60 people, not aligned", found["reference"]))
+        [f"MTCNN finds a face, of {of['samples']} pictures", "95%", f"{of['faces_found']:.1%}"],
+        [f"a val photo and its reconstruction, cosine over {of['autoencoder_n']}", "0.85", f"{of['autoencoder_cosine']:.3f}"],
+        [names, "0.25", f"{gap:.3f} ({of['name_id']:.3f} - {of['name_floor']:.3f})"],
     ]
-    return f"{markdown({'head': head, 'rows': rows})}\n\n`{_command(found)}`."
+    return f"{markdown({'head': ['what', 'bar', 'found'], 'rows': rows})}\n\n`{found['command']}`."
 
 
 def tuning_text(tuning: Mapping[str, Any]) -> str:

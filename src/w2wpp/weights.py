@@ -94,9 +94,10 @@ class WeightDataset:
         dataset.check(layout, base_id, "these adapters")
         wanted = json.loads(json.dumps(dict(meta)))
         if dataset.meta != wanted:
-            keys = sorted(key for key in {*dataset.meta, *wanted} if dataset.meta.get(key) != wanted.get(key))
-            found, given = (meta.get(keys[0]) or "unsaid" for meta in (dataset.meta, wanted))
-            raise W2WError(f"{folder} was made with {keys[0]} {found}, these with {given}. Use another folder, or the same options.")
+            saved, asked = _flat(dataset.meta), _flat(wanted)
+            key = min(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
+            found, given = (of.get(key, "unsaid") for of in (saved, asked))
+            raise W2WError(f"{folder} was made with {key} {found}, these with {given}. Use another folder, or the same options.")
         return dataset
 
     def refresh(self) -> None:
@@ -333,3 +334,11 @@ def _check_writable(name: str, labels: Labels) -> None:
         json.dumps([name, labels], ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError
         raise W2WError(f"row {name!r} has an id or labels that cannot be written ({error}). Give text and numbers.") from error
+
+
+def _flat(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings in `meta` opened: {"adapters": {"lr": 1}} is {"adapters.lr": 1}."""
+    opened: dict[str, Any] = {}
+    for key, value in meta.items():
+        opened |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {key: value}
+    return opened

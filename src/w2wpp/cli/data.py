@@ -1,4 +1,4 @@
-"""Verbs from photos to adapters: faces align, base train and show, adapters train, dataset info."""
+"""Verbs from photos to a weight dataset: faces align, base train and show, adapters train, import, and those of dataset."""
 
 from enum import StrEnum
 from importlib import import_module

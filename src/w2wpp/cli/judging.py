@@ -38,7 +38,12 @@ def evaluate(
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Pictures a person and method.")] = 5,
     guidance: Guidance = 2.0,
     solver_steps: Steps = 20,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of our inversion; the published one has 400.")] = 40,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=1, help="Steps of our inversion from z = 0; the published one has 400, from an encoder it is 10 of four draws."
+        ),
+    ] = 40,
     spaces: Annotated[list[Path] | None, typer.Option("--space", help="A fitted space to score as well; may be repeated.")] = None,
     encoders: Annotated[list[Path] | None, typer.Option("--encoder", help="The encoder of each --space, in the same order.")] = None,
     searches_m: Annotated[int | None, typer.Option("--searches-m", help="Also try CMA-ES, CEM and eq. 7 in a --space of this m.")] = None,
@@ -55,8 +60,9 @@ def evaluate(
 ) -> None:
     """Table 1: base, DreamBooth from one and from many photos, inversion in PCA and VAE spaces.
 
-    Writes table1.json, sheets of pictures beside their photos, and report.html. With the same --out, an interrupted
-    table goes on with the row it had reached.
+    A --space that is given is inverted in too; with its --encoder (tiny-faces is the embedded one's), also from where that puts
+    the photo, and so is DreamBooth trained. Writes table1.json, sheets of pictures beside their photos, and report.html. With
+    the same --out, an interrupted table goes on with the row it had reached.
     """
     with run("evaluate", locals()) as job:
         if encoders and len(encoders) != len(spaces or []):
