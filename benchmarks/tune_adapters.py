@@ -7,16 +7,19 @@ pictures without a face. Writes benchmarks/results/tune_adapters.json.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2wpp.adapters import AdapterOptions, prior_latents, train_adapters
 from w2wpp.alignment import AlignedFaces
 from w2wpp.base_model import BaseModel
-from w2wpp.faces import embed_pictures
+from w2wpp.faces import Embedding, embed_pictures
 from w2wpp.files import read_json, write_json
+from w2wpp.images import Image
 from w2wpp.population import photo_latents
 
 PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 3, 2.0, 15, 1000, 3
@@ -73,8 +76,7 @@ def main(folder: str, source: str = "tiny-faces") -> None:
     prior = prior_latents(base, START)
     command = " ".join(["python benchmarks/tune_adapters.py", folder, source])
     about = {"command": command, "base_id": base.id, "people": len(people), "pictures": PICTURES}
-    kept = read_json(RESULTS) if RESULTS.exists() else {}
-    rows = kept["rows"] if {key: kept.get(key) for key in about} == about else []  # what an interrupted run has done
+    rows = rows_so_far(RESULTS, about)
     done = [AdapterOptions.of(row["options"]) for row in rows]
     for options in TRIED:
         if options in done:
@@ -84,7 +86,8 @@ def main(folder: str, source: str = "tiny-faces") -> None:
         adapters = trained.weights.repeat_interleave(PICTURES, 0)
         drawn = base.generate(options.prompt, seeds, layout=layout, weights=adapters, guidance=GUIDANCE, steps=SOLVER_STEPS, batch=120)
         groups = [drawn[i : i + PICTURES] for i in range(0, len(drawn), PICTURES)]
-        scores = np.stack([mean_face(group) for group in groups]) @ unseen.T  # means of unit vectors: means over pairs
+        found = [mean_face(group) for group in groups]
+        scores = np.stack([np.zeros(512) if vector is None else vector for vector in found]) @ unseen.T  # means of unit vectors: over pairs
         own = np.eye(len(people), dtype=bool)
         missed = sum(vector is None for vector in embed_pictures(drawn))
         row = {"id": scores[own].mean(), "se": scores[own].std() / len(people) ** 0.5, "others": scores[~own].mean(), "missed": missed}
@@ -93,9 +96,16 @@ def main(folder: str, source: str = "tiny-faces") -> None:
         write_json(RESULTS, {**about, "rows": rows})
 
 
-def mean_face(pictures: list[np.ndarray]) -> np.ndarray:
+def rows_so_far(results: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an interrupted run of the same command has written."""
+    kept = read_json(results) if results.exists() else {}
+    return kept["rows"] if {key: kept.get(key) for key in about} == about else []
+
+
+def mean_face(pictures: Sequence[Image]) -> Embedding:
+    """The mean of the pictures' embeddings [512]; None where none shows a face."""
     vectors = [vector for vector in embed_pictures(pictures) if vector is not None]
-    return np.mean(vectors, axis=0) if vectors else np.zeros(512)
+    return np.mean(vectors, axis=0) if vectors else None
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tune_adapters import mean_face, rows_so_far
 from w2wpp.adapters import AdapterOptions, from_start, options_for
 from w2wpp.alignment import AlignedFaces
 from w2wpp.base_model import BaseModel
 from w2wpp.evaluate import generate_for
 from w2wpp.faces import embed_pictures
-from w2wpp.files import read_json, write_json
+from w2wpp.files import write_json
 from w2wpp.images import Image
 from w2wpp.inversion.encoder import PhotoEncoder, encoder_start
 from w2wpp.methods import Subject, dreambooth
@@ -49,8 +50,7 @@ def main(folder: str, file: str = "tiny-faces", network: str = "tiny-faces") -> 
     subjects = scorable([Subject.of(p, faces.photos(p)) for p in faces.of_split("val") if len(faces.people[p]) > 1])
     command = " ".join(["python benchmarks/tune_start.py", folder, file, network])
     about = {"command": command, "start": start.name, "people": len(subjects), "pictures": PICTURES}
-    kept = read_json(RESULTS) if RESULTS.exists() else {}
-    rows = kept["rows"] if {key: kept.get(key) for key in about} == about else []  # what an interrupted run has done
+    rows = rows_so_far(RESULTS, about)
     done = [(row["many"], AdapterOptions.of(row["options"]) if row["options"] else None) for row in rows]
     for many in (False, True):
         for options in (None, *TRIED):
@@ -92,11 +92,6 @@ def scores(subjects: Sequence[Subject], drawn: Sequence[Sequence[Image]]) -> dic
     means = {"id_other": against[own].mean(), "id_input": (pictures * inputs).sum(1).mean(), "id_strangers": against[~own].mean()}
     se = against[own].std(ddof=1) / len(shown) ** 0.5
     return {**{key: float(value) for key, value in means.items()}, "id_other_se": float(se), "missed": missed}
-
-
-def mean_face(pictures: Sequence[Image]) -> np.ndarray | None:
-    vectors = [vector for vector in embed_pictures(list(pictures)) if vector is not None]
-    return np.mean(vectors, axis=0) if vectors else None
 
 
 if __name__ == "__main__":
