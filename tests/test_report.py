@@ -102,6 +102,7 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
                 "base",
                 "table1",
                 "adapters-val",
+                "adapters-wide",
                 "population",
                 "tuning",
                 "start",

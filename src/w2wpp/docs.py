@@ -35,6 +35,7 @@ from w2wpp.runs import newest
 
 TABLE1 = Path("docs/results/table1.json")
 ADAPTERS = Path("docs/results/adapters.json")  # on val, people with four or more photos: DreamBooth, and from the encoder
+ADAPTERS_WIDE = Path("docs/results/adapters-wide.json")  # the same of adapters of every linear layer, from nothing
 SEARCHES = Path("docs/results/searches.json")  # on val, without PCA: eq. 7, CMA-ES and the cross-entropy method
 BENCHMARKS = Path("benchmarks/results")
 README, RESULTS, EDITING, COLLAPSED, INVERSION = (
@@ -85,6 +86,7 @@ if __name__ == "__main__":
         (RESULTS, "judge", BENCHMARKS / "judge.json", judge_text),
         (RESULTS, "table1", TABLE1, table1_text),
         (RESULTS, "adapters-val", ADAPTERS, table1_text),
+        (RESULTS, "adapters-wide", ADAPTERS_WIDE, table1_text),
         (RESULTS, "tuning", BENCHMARKS / "tune_adapters.json", tuning_text),
         (RESULTS, "start", BENCHMARKS / "tune_start.json", start_text),
         (RESULTS, "adapters", BENCHMARKS / "adapters.json", adapters_text),
