@@ -70,7 +70,7 @@ def main(folder: str, source: str = "tiny-faces") -> None:
     base, faces = BaseModel.load(source), AlignedFaces.open(folder)
     people = [person for person in faces.of_split("val") if len(faces.people[person]) >= LEAST_PHOTOS]
     photos = [faces.photos(person) for person in people]
-    unseen = np.stack([mean_face(own[(len(own) + 1) // 2 :]) for own in photos])
+    unseen = mean_faces([own[(len(own) + 1) // 2 :] for own in photos])
     latents = [photo_latents(base, own[:1], person) for person, own in zip(people, photos, strict=True)]
     seeds = [FIRST_SEED + i for _ in people for i in range(PICTURES)]
     prior = prior_latents(base, START)
@@ -86,8 +86,7 @@ def main(folder: str, source: str = "tiny-faces") -> None:
         adapters = trained.weights.repeat_interleave(PICTURES, 0)
         drawn = base.generate(options.prompt, seeds, layout=layout, weights=adapters, guidance=GUIDANCE, steps=SOLVER_STEPS, batch=120)
         groups = [drawn[i : i + PICTURES] for i in range(0, len(drawn), PICTURES)]
-        found = [mean_face(group) for group in groups]
-        scores = np.stack([np.zeros(512) if vector is None else vector for vector in found]) @ unseen.T  # means of unit vectors: over pairs
+        scores = mean_faces(groups) @ unseen.T  # means of unit vectors: means over pairs
         own = np.eye(len(people), dtype=bool)
         missed = sum(vector is None for vector in embed_pictures(drawn))
         row = {"id": scores[own].mean(), "se": scores[own].std() / len(people) ** 0.5, "others": scores[~own].mean(), "missed": missed}
@@ -100,6 +99,12 @@ def rows_so_far(results: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """What an interrupted run of the same command has written."""
     kept = read_json(results) if results.exists() else {}
     return kept["rows"] if {key: kept.get(key) for key in about} == about else []
+
+
+def mean_faces(people: Sequence[Sequence[Image]]) -> np.ndarray:
+    """A row a person [n, 512]; zeros for one whose pictures show no face."""
+    found = [mean_face(pictures) for pictures in people]
+    return np.stack([np.zeros(512) if vector is None else vector for vector in found])
 
 
 def mean_face(pictures: Sequence[Image]) -> Embedding:

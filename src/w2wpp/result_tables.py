@@ -45,7 +45,7 @@ def judge_text(found: Mapping[str, Any]) -> str:
         who = f"two each of {row['people']} people" + (", the reference" if row is found["reference"] else "")
         same = f"{row['same']:.3f}" + (f" ± {row['same_se']:.3f}" if "same_se" in row else "")
         rows.append([who, f"{row['faces']}", same, f"{row['different']:.3f} (sd {row['different_sd']:.3f})", f"{row['rank1']:.1%}"])
-    about = f"`{_command(found)}`, aligned at {found['size']}x{found['size']}; mean ± standard error"
+    about = f"`{_command(found)}`, aligned at {found['size']}x{found['size']} but for the reference; mean ± standard error"
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}."
 
 

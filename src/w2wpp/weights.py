@@ -95,7 +95,8 @@ class WeightDataset:
         wanted = json.loads(json.dumps(dict(meta)))
         if dataset.meta != wanted:
             saved, asked = _flat(dataset.meta), _flat(wanted)
-            key = min(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
+            differing = [key for key in {**asked, **saved} if saved.get(key, "unsaid") != asked.get(key, "unsaid")]
+            key = min(differing, key=lambda key: ("." in key, key))  # what was made otherwise says more than one of its options
             found, given = (of.get(key, "unsaid") for of in (saved, asked))
             raise W2WError(f"{folder} was made with {key} {found}, these with {given}. Use another folder, or the same options.")
         return dataset
@@ -340,5 +341,5 @@ def _flat(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings in `meta` opened: {"adapters": {"lr": 1}} is {"adapters.lr": 1}."""
     opened: dict[str, Any] = {}
     for key, value in meta.items():
-        opened |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {key: value}
+        opened |= {f"{key}.{name}": part for name, part in value.items()} if value and isinstance(value, Mapping) else {key: value}
     return opened
