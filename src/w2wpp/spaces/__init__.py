@@ -1,1 +1,4 @@
-"""Spaces of adapters: each a file here and a line in `base.REGISTRY`."""
+"""From weights to points and back: PCA, the published VAE, the anchored VAE, and what one does with points.
+
+Nothing here draws pictures.
+"""

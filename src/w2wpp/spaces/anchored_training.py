@@ -2,34 +2,32 @@
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from w2wpp.base_model import pick_device
-from w2wpp.errors import W2WError
-from w2wpp.images import batches
-from w2wpp.progress import track
-from w2wpp.schedules import one_cycle
-from w2wpp.seeds import generator
-from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
+from w2wpp.common.batches import batches
+from w2wpp.common.errors import W2WError
+from w2wpp.common.progress import track
+from w2wpp.common.schedules import one_cycle
+from w2wpp.common.seeds import generator
+from w2wpp.dataset.split import split_by_person
 from w2wpp.spaces.base import Adapters
-from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import kl_divergence
-from w2wpp.spaces.vae_training import split_by_person
+from w2wpp.spaces.networks import kl_divergence
+
+if TYPE_CHECKING:  # the space calls its trainer
+    from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
 
 MEASURED = 10  # times in a training that the held-out bound is taken
 
 
-def train_anchored(adapters: Adapters, pca: PcaSpace, options: AnchoredOptions, device: str) -> tuple[AnchoredVaeSpace, dict[str, Any]]:
-    """See `AnchoredVaeSpace.fit`."""
-    where = pick_device(device)
-    total = pca.spread.square().sum() / pca.explained_variance_ratio.sum()
-    rest = float(total - pca.spread.square().sum())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        space = AnchoredVaeSpace.anchored(pca, options, rest).to(where)
+def train_anchored(space: "AnchoredVaeSpace", adapters: Adapters, rest: float) -> dict[str, Any]:
+    """Train a space that is still probabilistic PCA in place -> its history, as `AnchoredVaeSpace.fit` says.
+
+    rest: variance that its components leave out, summed over coordinates.
+    """
+    options = space.options
     split = split_by_person(adapters.people, options.seed)
     train, held_out = split["train"], torch.cat([split["val"], split["test"]])
     whitened = torch.cat([space.whiten(adapters.rows(range(s.start, s.stop))) for s in batches(len(adapters), 512)])
@@ -40,7 +38,7 @@ def train_anchored(adapters: Adapters, pca: PcaSpace, options: AnchoredOptions, 
     best, best_step, best_state = history["held_out"][0]["loss"], 0, copy.deepcopy(space.state_dict())
     sums: dict[str, float] = {}
     every = max(1, options.steps // MEASURED)
-    for step in track(range(options.steps), f"fit an anchored VAE, m = {options.m}"):
+    for step in track(range(options.steps), f"fit an anchored VAE, m = {options.m}", "steps"):
         draw = generator(options.seed, "anchored step", step)
         rows = train[torch.randint(len(train), (options.batch,), generator=draw)]
         parts = bound(rows, draw)
@@ -64,13 +62,13 @@ def train_anchored(adapters: Adapters, pca: PcaSpace, options: AnchoredOptions, 
                 best, best_step, best_state = found["loss"], step + 1, copy.deepcopy(space.state_dict())
     space.load_state_dict(best_state)
     history |= {"accepted": best_step > 0, "kept_step": best_step}
-    return space.frozen(), history
+    return history
 
 
 class _Bound:
     """Minus the bound on an adapter's log likelihood, up to a constant, in nats."""
 
-    def __init__(self, space: AnchoredVaeSpace, whitened: Tensor, rest: float) -> None:
+    def __init__(self, space: "AnchoredVaeSpace", whitened: Tensor, rest: float) -> None:
         self.space, self.whitened, self.rest = space, whitened, rest
 
     def __call__(self, rows: Tensor, draw: torch.Generator) -> dict[str, Tensor]:

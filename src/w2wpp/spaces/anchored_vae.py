@@ -6,18 +6,21 @@ layer starts at zero. Everything learned works on K coefficients, whatever d is.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
+from w2wpp.common.device import pick_device
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
+from w2wpp.spaces.anchored_training import train_anchored
 from w2wpp.spaces.base import Adapters, Space
+from w2wpp.spaces.networks import layers
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import layers
-from w2wpp.weights import WeightDataset
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class AnchoredOptions:
 
 
 class AnchoredVaeSpace(Space):
-    """z of an adapter is its posterior's mean; the prior is N(0, I)."""
+    """A space whose z is the mean of an adapter's posterior; the prior is N(0, I)."""
 
     kind = "anchored-vae"
     mean: Tensor  # [d], in the adapters' units
@@ -70,21 +73,24 @@ class AnchoredVaeSpace(Space):
         layout: Layout | None = None,
         base_id: str = "",
         device: str = "auto",
-    ) -> tuple["AnchoredVaeSpace", dict[str, Any]]:
-        """Train on a dataset, or on weights [n, d] given with their layout and base -> the space and its history.
+    ) -> Self:
+        """Train on a dataset, or on weights [n, d] given with their layout and base. What training saw is `history` of the space.
 
-        history: the bound and its parts on train and held-out people, a number a measurement, and whether the
-        trained space was accepted. Raises W2WError for fewer than m + 1 adapters, NaN, or a loss that is none.
+        history: the bound and its parts on train and held-out people, one number per measurement, and whether the
+        trained space was accepted. Raises W2WError for fewer than m + 1 adapters, NaN, or a loss that is not a number.
         """
-        from w2wpp.spaces.anchored_training import train_anchored  # which needs this class
-
         options, adapters = options or AnchoredOptions(), Adapters.of(data, layout, base_id)
         adapters.check_m(options.m)
         options = replace(options, components=max(options.m, min(options.components, len(adapters) - 1, adapters.layout.d)))
         pca = PcaSpace.fit(data, m=options.components, layout=layout, base_id=base_id, at_most=True)  # fewer where some are alike
         if pca.m < options.m:
             raise W2WError(f"m = {options.m} is not possible: these adapters span only {pca.m} directions, some are alike. Lower --m.")
-        return train_anchored(adapters, pca, replace(options, components=pca.m), device)
+        rest = float(pca.spread.square().sum() * (1 / pca.explained_variance_ratio.sum() - 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            space = cls.anchored(pca, replace(options, components=pca.m), rest).to(pick_device(device))
+        space.history = train_anchored(space, adapters, rest)
+        return space.frozen()
 
     @classmethod
     def anchored(cls, pca: PcaSpace, options: AnchoredOptions, rest: float) -> Self:
@@ -94,6 +100,7 @@ class AnchoredVaeSpace(Space):
         """
         m, d = options.m, pca.layout.d
         space = cls(pca.layout, pca.base_id, options)
+        space.prompting = pca.prompting
         variance = pca.spread.double().square()
         # The variance of each direction that is noise to the model: the mean over those beyond m.
         noise = float((variance[m:].sum() + rest) / max(1, d - m))
@@ -131,7 +138,7 @@ class AnchoredVaeSpace(Space):
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN.
 
         After training on photos (`inversion.encoder`) these are no N(0, I): z was chosen for photos, and adapters that were not
-        decoded from it lie mostly outside of what it reaches.
+        decoded from it lie mostly outside of what the decoder reaches.
         """
         return self.posterior(self.whiten(weights))[0]
 
@@ -139,55 +146,57 @@ class AnchoredVaeSpace(Space):
         """Points z [n, m] -> adapters weights [n, d] float32 in their own units; differentiable."""
         return self.unwhiten(self.decode_whitened(z.to(self.device)))
 
-    def follow_decoder(self) -> None:
-        """Make `encode` the exact posterior of the decoder's linear part (Tipping and Bishop 1999, eq. 6), after it was trained."""
-        linear = self.decoder.weight.detach().double()  # [K, m]
-        precision = self.spread.double().square() / (2 * self.log_sigma.detach().double()).exp()  # [K], of each coefficient's noise
-        posterior = (linear.T @ (precision[:, None] * linear) + torch.eye(self.m).to(linear)).inverse()
-        self.encoder.weight.data = (posterior @ (linear.T * precision)).float()
-        self.encoder.bias.data = -(self.encoder.weight.data @ self.decoder.bias.data)
-        self.base_log_variance = posterior.diagonal().log().float()
-        for parameter in self.encoder_residual[-1].parameters():
+    def following(self) -> Self:
+        """This space, whose `encode` is the exact posterior of the decoder's linear part (Tipping and Bishop 1999, eq. 6)."""
+        space = deepcopy(self)
+        linear = space.decoder.weight.detach().double()  # [K, m]
+        precision = space.spread.double().square() / (2 * space.log_sigma.detach().double()).exp()  # [K], of each coefficient's noise
+        posterior = (linear.T @ (precision[:, None] * linear) + torch.eye(space.m).to(linear)).inverse()
+        space.encoder.weight.data = (posterior @ (linear.T * precision)).float()
+        space.encoder.bias.data = -(space.encoder.weight.data @ space.decoder.bias.data)
+        space.base_log_variance = posterior.diagonal().log().float()
+        for parameter in space.encoder_residual[-1].parameters():
             nn.init.zeros_(parameter)
+        return space
 
-    def recentre(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose the coordinates in which points z [n, m] of real people, n above m, are N(0, I): encoded points need not be.
+    def recentred(self, z: Tensor) -> tuple[Self, Tensor, Tensor]:
+        """The space in the coordinates in which points z [n, m] of real people, n above m, are N(0, I): encoded points need not be.
 
-        What was z decodes as (z - mean) factor^-T from now on. Returns mean [m] and factor [m, m], lower triangular.
+        A former z is (z - mean) factor^-T there. Returns the space, mean [m] and factor [m, m], lower triangular.
         """
         mean, covariance = z.mean(0), z.double().T.cov()
         floor = 1e-4 * covariance.diagonal().mean() * torch.eye(self.m).to(covariance)
         factor = torch.linalg.cholesky(covariance + floor).float()
-        first: Any = self.decoder_residual[0]
-        for linear in (self.decoder, first):
-            linear.bias.data += linear.weight.data @ mean.to(self.device)
-            linear.weight.data = linear.weight.data @ factor.to(self.device)
-        return mean, factor
+        space = deepcopy(self)
+        first: Any = space.decoder_residual[0]
+        for linear in (space.decoder, first):
+            linear.bias.data += linear.weight.data @ mean.to(space.device)
+            linear.weight.data = linear.weight.data @ factor.to(space.device)
+        return space, mean, factor
 
-    def compact(self) -> None:
-        """Keep no more components than the decoder reaches, m + hidden + 1: the same adapters and points in a smaller file.
-
-        To be called after `follow_decoder`, whose encoder looks nowhere else.
-        """
-        linear: Any = self.decoder
-        last: Any = self.decoder_residual[-1]
+    def compacted(self) -> "AnchoredVaeSpace":
+        """The space `following` its decoder, with no more components than that reaches, m + hidden + 1: a smaller file."""
+        full = self.following()
+        linear: Any = full.decoder
+        last: Any = full.decoder_residual[-1]
         offset = linear.bias.data + last.bias.data
-        reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * self.spread[:, None]
+        reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * full.spread[:, None]
         basis = torch.linalg.qr(reached.double())[0].float()  # [K, k]
-        into = (basis * self.spread[:, None]).T  # [k, K]
-        small = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=basis.shape[1])).to(self.device)
+        into = (basis * full.spread[:, None]).T  # [k, K]
+        small = AnchoredVaeSpace(full.layout, full.base_id, replace(full.options, components=basis.shape[1])).to(full.device)
+        small.prompting, small.history = full.prompting, full.history
         new: Any
         for new, old in ((small.decoder, linear), (small.decoder_residual[-1], last)):
             new.weight.data, new.bias.data = into @ old.weight.data, into @ old.bias.data
-        small.decoder_residual[0].load_state_dict(self.decoder_residual[0].state_dict())
-        small.encoder.weight.data = (self.encoder.weight.data / self.spread) @ basis
-        small.encoder.bias.data = self.encoder.bias.data
+        small.decoder_residual[0].load_state_dict(full.decoder_residual[0].state_dict())
+        small.encoder.weight.data = (full.encoder.weight.data / full.spread) @ basis
+        small.encoder.bias.data = full.encoder.bias.data
         for parameter in small.encoder_residual.parameters():
             nn.init.zeros_(parameter)
-        small.basis = (basis.T @ self.basis.float()).half()
-        small.mean, small.scale, small.log_sigma = self.mean, self.scale, self.log_sigma
-        small.base_log_variance = self.base_log_variance
-        self.__dict__.update(small.frozen().__dict__)
+        small.basis = (basis.T @ full.basis.float()).half()
+        small.mean, small.scale, small.log_sigma = full.mean, full.scale, full.log_sigma
+        small.base_log_variance = full.base_log_variance
+        return small.frozen()
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""

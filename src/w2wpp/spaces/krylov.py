@@ -11,17 +11,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from w2wpp.errors import W2WError
-from w2wpp.seeds import generator
-from w2wpp.spaces.streaming import CHUNK, GIB, Rows, block_rows
+from w2wpp.common.errors import W2WError
+from w2wpp.common.memory import GIB
+from w2wpp.common.seeds import generator
+from w2wpp.spaces.streaming import CHUNK, Rows, block_rows
 
 MOST_PASSES = 60  # beyond those that fill the basis
 SQUARE = 80  # bytes, times the basis' size squared, for Gram matrices and what their decomposition takes
-
-
-def product_dtype() -> torch.dtype:
-    """What to take products in: bfloat16 where the processor multiplies it, else float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def krylov_components(
@@ -36,7 +32,7 @@ def krylov_components(
     n, d = x.shape
     vector = x.dtype.itemsize * (n + d)  # bytes of a vector of the basis and its image
     # Small blocks need fewer products in all, but more passes; they also take less memory.
-    for size in range(32 * min(8, -(-m // 128)), 0, -32):
+    for size in [*range(32 * min(8, -(-m // 128)), 0, -32), 16, 8]:
         work = 32 * size * d + 8 * m * d  # of a block while it is made orthogonal; of the components
         # The first block is random: it need not lie in the span of x, what follows from it does.
         limit = min(n + size, int(varying.sum()))

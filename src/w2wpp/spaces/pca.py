@@ -9,12 +9,14 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
+from w2wpp.common.errors import W2WError
+from w2wpp.common.memory import GIB
+from w2wpp.common.precision import fast_dtype
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
 from w2wpp.spaces.base import Adapters, Space
-from w2wpp.spaces.krylov import krylov_components, product_dtype
-from w2wpp.spaces.streaming import GIB, Moments, Rows, Stacked, Standardised, Table, signed
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.krylov import krylov_components
+from w2wpp.spaces.streaming import Moments, Rows, Stacked, Standardised, Table, signed
 
 Solver = Literal["auto", "exact", "streaming"]
 COLUMNS = 2048  # whose products are taken in double precision at a time
@@ -24,7 +26,7 @@ ROUNDING = 1e-5  # share of the variance that m directions may have by rounding 
 
 
 class PcaSpace(Space):
-    """A linear space; z is the coefficient of a component over that coefficient's standard deviation.
+    """A linear space. z is a component's coefficient divided by the standard deviation of that coefficient.
 
     Where the smaller of n and d is small, or most of the components are wanted, the adapters are decomposed exactly,
     through a square matrix of that side; otherwise by a block Krylov iteration (`spaces/krylov.py`). Both read a
@@ -37,6 +39,7 @@ class PcaSpace(Space):
     components: Tensor  # [m, d] float32 or bfloat16, orthonormal, in standardised units; 0 where a coordinate never varies
     spread: Tensor  # [m], each coefficient's standard deviation, falling
     explained_variance_ratio: Tensor  # [m], of the standardised variance
+    centre: Tensor | None  # [m], the coefficients' own means where the space came with coefficients that are not centred; else 0
 
     def __init__(self, layout: Layout, base_id: str, m: int, n: int = 0, ids: str = "") -> None:
         """n: to how many adapters it was fitted, 0 if that is not known. ids: the digest of their ids, if they had any."""
@@ -47,6 +50,7 @@ class PcaSpace(Space):
         self.register_buffer("components", torch.zeros(m, layout.d))
         self.register_buffer("spread", torch.ones(m))
         self.register_buffer("explained_variance_ratio", torch.zeros(m))
+        self.register_buffer("centre", None)
 
     @classmethod
     def fit(
@@ -65,7 +69,7 @@ class PcaSpace(Space):
         """Fit to a dataset, or to weights [n, d] given with their layout and base.
 
         solver: exact (of the rounding of float32), streaming (keeps 0.1% less variance at most), or auto. memory: GiB to
-        use. dtype: of the components, float32 unless told. seed: of the streaming solver's start. at_most: take fewer
+        use. dtype: of the components, float32 unless given. seed: of the streaming solver's start. at_most: take fewer
         components where the adapters span fewer directions.
         Raises W2WError if they span fewer than m and at_most is not set, hold NaN, or the memory does not suffice.
         """
@@ -74,6 +78,7 @@ class PcaSpace(Space):
         table = Table.of(data)
         moments = Moments.of(table, memory)
         space = cls(adapters.layout, adapters.base_id, m, len(adapters), _digest(data))
+        space.prompting = adapters.prompting
         x = Standardised(table, moments.mean.float(), moments.scale)
         return space._solve(x, moments, solver, memory, dtype or torch.float32, seed, at_most)
 
@@ -91,8 +96,8 @@ class PcaSpace(Space):
 
         Mean and scale become exactly those of all adapters. Components are those of the new rows and of what this space
         keeps of the old ones, in the new units (Ross et al. 2008, with scales that change): the same as a new fit where
-        this space left nothing out; otherwise what it left out stays out, and the explained variance is a lower bound.
-        m and dtype: as now unless told. Raises W2WError as `fit`, or if the dataset's first rows are others.
+        this space left nothing out; otherwise what this space left out stays out, and the explained variance is a lower bound.
+        m and dtype: as now unless given. Raises W2WError as `fit`, or if the dataset's first rows are others.
         """
         if self.n < 2:
             raise W2WError(f"{self.source} does not say how many adapters it was fitted to. Refit with `w2w fit pca`.")
@@ -102,7 +107,7 @@ class PcaSpace(Space):
             first = self.n
             if len(data) <= first or _digest(data, first) != self.ids:
                 found = f"{self.source} was fitted to {first} adapters; {data.folder} has {len(data)}"
-                raise W2WError(f"{found}, and must begin with the same and go on. Append to that dataset, or refit with `w2w fit pca`.")
+                raise W2WError(f"{found}, and must begin with the same rows. Append to that dataset, or refit with `w2w fit pca`.")
         else:
             self.layout.check_width(data.shape[-1], "what was given")
         table, varying = Table.of(data, first), (self.components != 0).any(0)
@@ -114,6 +119,7 @@ class PcaSpace(Space):
         apart = (new.mean - old.mean) * (old.n * new.n / moments.n) ** 0.5 / moments.scale
         x = Stacked(torch.cat([kept, apart.float()[None]]), Standardised(table, new.mean.float(), moments.scale))
         space = type(self)(self.layout, self.base_id, m or self.m, moments.n, _digest(data))
+        space.prompting = self.prompting
         if space.m > min(x.shape):
             raise W2WError(f"m = {m} is not possible: {self.m} components and {table.n} new adapters span fewer. Lower --m.")
         return space._solve(x, moments, solver, memory, dtype or self.components.dtype, seed)
@@ -139,7 +145,7 @@ class PcaSpace(Space):
         if solver == "exact":
             values, components = principal_components(x, m)
         else:
-            values, components = krylov_components(x.to(product_dtype()), moments.varying, m, memory=memory, seed=seed)
+            values, components = krylov_components(x.to(fast_dtype()), moments.varying, m, memory=memory, seed=seed)
         variances = values / (moments.n - 1)
         spanned = int((variances > max(1e-9 * float(variances[0]), 0.0 if solver == "exact" else ROUNDING * total / m)).sum())
         if at_most:
@@ -170,24 +176,39 @@ class PcaSpace(Space):
                 torch.matmul(coefficients, part.float(), out=place)
         return x * self.scale + self.mean
 
+    def to_raw(self, z: Tensor) -> Tensor:
+        """Points z [n, m] in prior units -> coefficients of the components [n, m], as the published code keeps them."""
+        return z * self.spread if self.centre is None else z * self.spread + self.centre
+
+    def from_raw(self, coefficients: Tensor) -> Tensor:
+        """Coefficients of the components [n, m] -> points z [n, m] in prior units; differentiable."""
+        return (coefficients if self.centre is None else coefficients - self.centre) / self.spread
+
     def truncate(self, m: int) -> "PcaSpace":
         """The space of the first m components: what a fit at that m gives. Raises W2WError if there are fewer."""
         if not 1 <= m <= self.m:
             raise W2WError(f"m = {m} is not possible: {self.source} has {self.m} components. Fit at a larger --m.")
         space = PcaSpace(self.layout, self.base_id, m, self.n, self.ids)
+        space.prompting = self.prompting
         space.mean, space.scale = self.mean, self.scale
         space.components, space.spread = self.components[:m], self.spread[:m]
         space.explained_variance_ratio = self.explained_variance_ratio[:m]
+        if self.centre is not None:  # the mean adapter holds all of it
+            space.mean = self.mean - (self.centre[m:] @ self.components[m:].float()) * self.scale
+            space.centre = self.centre[:m]
         return space
 
     def config(self) -> dict[str, Any]:
         """m, and which adapters it was fitted to: the rest is in the tensors."""
-        return {"m": self.m, "n": self.n, "ids": self.ids}
+        return {"m": self.m, "n": self.n, "ids": self.ids, **({} if self.centre is None else {"centred": False})}
 
     @classmethod
     def blank(cls, layout: Layout, base_id: str, config: Mapping[str, Any]) -> Self:
         """A space of m components that are all zero."""
-        return cls(layout, base_id, int(config["m"]), int(config.get("n", 0)), str(config.get("ids", "")))
+        space = cls(layout, base_id, int(config["m"]), int(config.get("n", 0)), str(config.get("ids", "")))
+        if not config.get("centred", True):
+            space.centre = torch.zeros(space.m)
+        return space
 
 
 def principal_components(x: Rows | Tensor, m: int) -> tuple[Tensor, Tensor]:

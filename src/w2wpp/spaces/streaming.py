@@ -7,11 +7,11 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from w2wpp.errors import W2WError
-from w2wpp.progress import track
-from w2wpp.weights import WeightDataset
+from w2wpp.common.errors import W2WError
+from w2wpp.common.memory import GIB
+from w2wpp.common.progress import track
+from w2wpp.dataset.weights import WeightDataset
 
-GIB = 2**30
 CHUNK = 2**20  # numbers that are worked on at a time, so that they stay in the processor's cache
 
 
@@ -33,6 +33,7 @@ class Table:
             n, d = weights.shape
             return cls(n, d, lambda start, stop: weights[start:stop], lambda start, stop: weights[:, start:stop])
         kept = getattr(torch, next(iter(data.dtypes))) if len(data.dtypes) == 1 else torch.float32
+        kept = kept if kept.is_floating_point else torch.float32  # rows of int8 are numbers only together with their scales
         return cls(
             len(data) - first,
             data.d,
@@ -43,7 +44,7 @@ class Table:
 
     def blocks(self, rows: int, doing: str) -> Iterator[Tensor]:
         """All rows in order, at most `rows` at a time, with progress."""
-        for start in track(range(0, self.n, rows), doing):
+        for start in track(range(0, self.n, rows), doing, f"groups of {rows} adapters"):
             yield self.rows(start, min(self.n, start + rows))
 
 
@@ -125,7 +126,7 @@ class Standardised:
             for block in self.table.blocks(size, "pass over the adapters"):
                 yield self._scaled(block, slice(None))
             return
-        for start in track(range(0, self.table.d, size), "pass over the adapters"):
+        for start in track(range(0, self.table.d, size), "pass over the adapters", f"groups of {size} numbers"):
             stop = min(self.table.d, start + size)
             yield self._scaled(self.table.columns(start, stop), slice(start, stop))
 
