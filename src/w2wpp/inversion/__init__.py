@@ -1,1 +1,4 @@
-"""From a photo to a point of a space, one way a file."""
+"""From a photo to a point: objective, gradient, searches, and the encoder.
+
+Nothing here scores the result.
+"""

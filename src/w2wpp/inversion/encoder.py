@@ -1,11 +1,12 @@
 """From a photo to a point in one pass: a network from a description of the face to z, trained on what its points draw.
 
-The description is `descriptors.describe_faces`, by a network that is not the judge: FaceNet scores, and is never optimised.
+The description is `descriptors.describe_faces`, by a network other than the face recogniser: FaceNet only scores, and is never optimised.
 """
 
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2wpp.descriptors import describe_faces
-from w2wpp.errors import W2WError
-from w2wpp.files import checksum, read_checked, write_checked
-from w2wpp.images import Image
-from w2wpp.inversion.photos import PersonPhotos
-from w2wpp.point_files import alike, fingerprint
-from w2wpp.population import Start
-from w2wpp.progress import track
-from w2wpp.schedules import one_cycle
-from w2wpp.seeds import generator
+from w2wpp.adapters.start import Start
+from w2wpp.common.assets import located
+from w2wpp.common.errors import W2WError
+from w2wpp.common.files import checksum, read_checked, write_checked
+from w2wpp.common.hub import Token, fetched
+from w2wpp.common.progress import track
+from w2wpp.common.schedules import one_cycle
+from w2wpp.common.seeds import generator
+from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.photos.descriptors import mean_descriptions
+from w2wpp.photos.images import Image
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
-from w2wpp.spaces.base import TINY_SPACES, Space
-from w2wpp.spaces.vae import kl_divergence, layers
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.networks import kl_divergence, layers
+from w2wpp.spaces.point_files import alike, fingerprint
+from w2wpp.spaces.pretrained import PATTERNS
 
 FORMAT = "w2wpp-encoder-1"
 LEAST_PEOPLE = 10
@@ -38,7 +42,7 @@ class EncoderOptions:
     hidden: int = 512  # width of the residual network's one hidden layer
     steps: int = 900  # of Adam
     batch: int = 64  # people a step
-    draws: int = 2  # of photo, timestep and noise a person and step
+    draws: int = 2  # of photo, timestep and noise per person and step
     lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
@@ -81,8 +85,7 @@ class PhotoEncoder(nn.Module):
 
         Raises W2WError without the extra that describes faces.
         """
-        described = torch.from_numpy(describe_faces([image for images in people for image in images]))
-        return self(torch.stack([part.mean(0) for part in described.split([len(images) for images in people])]))
+        return self(mean_descriptions(people))
 
     def check(self, space: Space) -> None:
         """Raise W2WError unless this encoder was trained for `space`."""
@@ -96,12 +99,19 @@ class PhotoEncoder(nn.Module):
         write_checked(path, self.state_dict(), about)
 
     @classmethod
-    def load(cls, path: str | Path) -> "PhotoEncoder":
-        """Read what `save` wrote, or `tiny-faces`, that of the embedded space.
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, token: Token = None, local_files_only: bool = False
+    ) -> "PhotoEncoder":
+        """Load the encoder beside a space, from disk, as `load`, or from the Hugging Face hub; arguments as of `Space.from_pretrained`."""
+        return cls.load(fetched(source, PATTERNS, revision=revision, token=token, local_files_only=local_files_only))
 
-        Raises W2WError if the file is no whole encoder, or was altered.
+    @classmethod
+    def load(cls, path: str | Path) -> "PhotoEncoder":
+        """Read what `save` wrote, the encoder in a folder of `Space.save_pretrained`, or `tiny-faces`, that of the embedded space.
+
+        Raises W2WError if the file is not a whole encoder, or was altered.
         """
-        path = TINY_SPACES / "encoder.safetensors" if str(path) == "tiny-faces" else path
+        path = located(path, "space/encoder.safetensors")
         tensors, about = read_checked(path, "encoder")
         if about.get("format") != FORMAT:
             raise W2WError(f"{path} holds no encoder ({FORMAT} was expected). Make one with `w2w fit encoder`.")
@@ -128,45 +138,85 @@ def encoder_start(space: Space, encoder: PhotoEncoder) -> Start:
     return Start(f"encoder {checksum(encoder.state_dict(), {})} of {space.kind}, m = {space.m}", weights)
 
 
-def fit_encoder(
-    space: Space, photos: PersonPhotos, options: EncoderOptions, *, with_decoder: bool = False
-) -> tuple[PhotoEncoder, dict[str, Any]]:
+def fit_encoder(space: Space, photos: PersonPhotos, options: EncoderOptions) -> tuple[PhotoEncoder, dict[str, Any]]:
     """Train an encoder for a space on people's photos, by the bound of eq. 7 on any photo of the person.
 
     One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
-    the people is held out and says which step is kept. with_decoder: train the decoder of an anchored VAE with it, in
-    place, and choose the coordinates of z in which these people's points are N(0, I). The space's `encode` of adapters is
-    then the posterior of its linear part alone, which shrinks much: points come from photos.
-    Returns the encoder, and its history: the loss and its parts on train and held-out people, a row a measurement.
-    Raises W2WError for too few people, or a loss that is no number.
+    the people is held out and says which step is kept.
+    Returns the encoder, and its history: the loss and its parts on train and held-out people, one row per measurement.
+    Raises W2WError for too few people, or a loss that is not a number.
     """
+    encoder, history, _ = _trained(space.to(photos.base.device), photos, options, {})
+    encoder.space = fingerprint(space)
+    return encoder, history
+
+
+def fit_with_decoder(space: Space, photos: PersonPhotos, options: EncoderOptions) -> tuple[AnchoredVaeSpace, PhotoEncoder, dict[str, Any]]:
+    """Train the decoder of an anchored VAE together with an encoder, as `fit_encoder`; the space that is given stays as it is.
+
+    Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is the
+    posterior of its linear part alone, which shrinks much: points come from photos.
+    Returns the space, its encoder and their history. Raises W2WError as `fit_encoder`, and for a space of another kind.
+    """
+    if not isinstance(space, AnchoredVaeSpace):
+        raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
+    taught = deepcopy(space).to(photos.base.device)
+    decoder = nn.ModuleList([taught.decoder, taught.decoder_residual])
+    encoder, history, described = _trained(taught, photos, options, {"decoder": decoder})
+    if history["kept_step"]:
+        with torch.no_grad():
+            moved, mean, factor = taught.recentred(encoder(described))
+            encoder.recentre(mean, factor)
+        taught = moved.compacted()
+    encoder.space = fingerprint(taught)
+    return taught, encoder, history
+
+
+def _trained(
+    space: Space, photos: PersonPhotos, options: EncoderOptions, parts: Mapping[str, nn.Module]
+) -> tuple[PhotoEncoder, dict[str, Any], Tensor]:
+    """An encoder of people's photos, trained with other parts; its history; and the descriptions it learned from, [n, features]."""
     space.check(space.layout, photos.base.id, f"base {photos.base.source}")
-    people = sorted(photos.latents)
+    train, held_out = _split(sorted(photos.latents), options.seed)
+    every = torch.cat([photos.described[person] for person in train])
+    encoder = _untrained(every, space, options).to(photos.base.device)
+    # Narrow from the start: at the prior's width the decoder learned to hear noise, and pictures lost 0.04 to 0.06 of their score.
+    log_variance = nn.Parameter(torch.full((space.m,), -5.0, device=photos.base.device))
+    history = _descend(_Bound(space, encoder, log_variance, photos, options), {"encoder": encoder, **parts}, train, held_out)
+    encoder = encoder.cpu().eval()
+    encoder.people = frozenset([*train, *held_out])
+    return encoder, history, every
+
+
+def _split(people: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
+    """People to train on, and a tenth that is held out. Raises W2WError for too few."""
     if len(people) < LEAST_PEOPLE:
         raise W2WError(f"photos of {len(people)} people are too few to train an encoder. Give {LEAST_PEOPLE} or more.")
-    order = torch.randperm(len(people), generator=generator(options.seed, "encoder split")).tolist()
+    order = torch.randperm(len(people), generator=generator(seed, "encoder split")).tolist()
     tenth = max(1, len(people) // 10)
-    held_out, train = [people[i] for i in order[:tenth]], [people[i] for i in order[tenth:]]
-    device = photos.base.device
-    space = space.to(device)
+    return [people[i] for i in order[tenth:]], [people[i] for i in order[:tenth]]
+
+
+def _untrained(described: Tensor, space: Space, options: EncoderOptions) -> PhotoEncoder:
+    """An encoder for `space` that standardises by these descriptions of photos, [n, features]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        encoder = PhotoEncoder(next(iter(photos.described.values())).shape[1], space.m, options.hidden)
-    every = torch.cat([photos.described[person] for person in train])
-    encoder.mean, encoder.scale = every.mean(0), every.std(0).clamp_min(1e-6)
-    encoder = encoder.to(device)
-    # Narrow from the start: at the prior's width the decoder learned to hear noise, and pictures lost 0.04 to 0.06 of their score.
-    log_variance = nn.Parameter(torch.full((space.m,), -5.0, device=device))
-    trained = {"encoder": encoder, **({"decoder": _decoder(space)} if with_decoder else {})}
-    bound = _Bound(space, encoder, log_variance, photos, options)
-    parameters = [log_variance, *(p.requires_grad_(True) for part in trained.values() for p in part.parameters())]
+        encoder = PhotoEncoder(described.shape[1], space.m, options.hidden)
+    encoder.mean, encoder.scale = described.mean(0), described.std(0).clamp_min(1e-6)
+    return encoder
+
+
+def _descend(bound: "_Bound", trained: Mapping[str, nn.Module], train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
+    """Train the parts by the bound, and leave them as they did best on held-out people; returns the history."""
+    options = bound.options
+    parameters = [bound.log_variance, *(p.requires_grad_(True) for part in trained.values() for p in part.parameters())]
     optimiser = torch.optim.Adam(parameters, lr=options.lr)
     schedule = one_cycle(optimiser, options.lr, options.steps, 0.1)
     history: dict[str, Any] = {"step": [0], "train": [], "held_out": [bound.measure(held_out)]}
     best, kept_step, states = history["held_out"][0]["loss"], 0, _copies(trained)
     chunk = max(1, options.steps // options.measured)
     sums: dict[str, float] = {}
-    for step in track(range(options.steps), "train on photos"):
+    for step in track(range(options.steps), "train the encoder on photos", "steps"):
         draw = generator(options.seed, "encoder step", step)
         chosen = [train[i] for i in torch.randint(len(train), (options.batch,), generator=draw).tolist()]
         parts = bound(chosen, draw, options.jitter)
@@ -188,21 +238,8 @@ def fit_encoder(
         part.load_state_dict(states[name])
         part.requires_grad_(False)
     if not kept_step:
-        warnings.warn("no step did better on held-out people than z = 0, which this encoder gives. Train on more people.", stacklevel=2)
-    encoder = encoder.cpu().eval()
-    if with_decoder and kept_step and isinstance(space, AnchoredVaeSpace):
-        with torch.no_grad():
-            encoder.recentre(*space.recentre(encoder(every)))
-        space.follow_decoder()
-        space.compact()
-    encoder.space, encoder.people = fingerprint(space), frozenset(people)
-    return encoder, {**history, "kept_step": kept_step}
-
-
-def _decoder(space: Space) -> nn.Module:
-    if not isinstance(space, AnchoredVaeSpace):
-        raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
-    return nn.ModuleList([space.decoder, space.decoder_residual])
+        warnings.warn("no step did better on held-out people than z = 0, which this encoder gives. Train on more people.", stacklevel=3)
+    return {**history, "kept_step": kept_step}
 
 
 def _copies(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:

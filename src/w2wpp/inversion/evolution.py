@@ -1,4 +1,4 @@
-"""Invert photos without gradients: CMA-ES and the cross-entropy method, every candidate on the same draws of the bank.
+"""Invert photos without gradients: CMA-ES and the cross-entropy method, every candidate on the same noise pairs.
 
 CMA-ES is pycma's (Hansen 2016), with its diagonal variant (Ros and Hansen 2008) from `DIAGONAL_FROM` dimensions on; the
 cross-entropy method is EvoTorch's (Rubinstein 1999). Both need the extra: pip install 'w2wpp[evolution]'.
@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.common.progress import track
+from w2wpp.common.seeds import generator
 from w2wpp.inversion.gradient import Inverted
-from w2wpp.inversion.objective import Bank, BankOptions
-from w2wpp.progress import track
-from w2wpp.seeds import generator
+from w2wpp.inversion.objective import NoisePairs, PairOptions
+from w2wpp.inversion.watching import InversionStep, Watch
 from w2wpp.spaces.base import Space
 
 DIAGONAL_FROM = 64  # dimensions from which on CMA-ES learns a diagonal covariance only
@@ -25,28 +26,54 @@ METHODS = ("cma-es", "cem")
 
 @dataclass(frozen=True)
 class EvolutionOptions:
-    """How to search."""
+    """How to invert without gradients."""
 
     method: str = "cma-es"
     generations: int = 25
     population: int = 16  # candidates a generation
-    batch: int = 1  # draws of the bank that all candidates of a generation share
+    batch: int = 1  # pairs that all candidates of a generation share
     sigma: float = 0.5  # initial standard deviation, in prior units of z
+    diagonal: bool | None = None  # CMA-ES learns variances only; None: from `DIAGONAL_FROM` dimensions on
+    bounds: float | None = None  # candidates of CMA-ES lie within plus and minus this, in prior units of z
+    best: bool = False  # the answer is the best candidate of the last generation, not the mean of the search
     parents: float = 0.5  # share of a generation that the cross-entropy method keeps
-    prompt: str = "photo of sks person"
+    prompt: str | None = None  # of the photos; the one that the space's adapters were trained with unless given
     prior_weight: float = 0.01  # of |z|^2 / 2m (eq. 6)
-    bank: BankOptions = field(default_factory=BankOptions)
+    pairs: PairOptions = field(default_factory=PairOptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise W2WError(f"no search is called {self.method!r}. Choose {' or '.join(METHODS)}.")
+        if self.bounds is not None and not (self.bounds > 0 and self.method == "cma-es"):
+            raise W2WError(f"{self.method} cannot be held within {self.bounds:g}. Bounds are CMA-ES's, and above 0.")
         if not self.prior_weight >= 0:
             raise W2WError(f"nothing can be searched with prior weight {self.prior_weight:g}. It must be at least 0.")
 
 
+# The search of Weights2Weights++'s code: full covariance, wide, within a box that cuts off a fifth of the prior.
+SEED_SEARCH = EvolutionOptions(
+    generations=50,
+    population=10,
+    batch=10,
+    sigma=0.75,
+    bounds=1.3,
+    diagonal=False,
+    best=True,
+    prior_weight=0.0,
+    pairs=PairOptions(draws=500, stratified=False, antithetic=False),
+)
+
+
 def evolve(
-    base: BaseModel, space: Space, photos: Sequence[Tensor], keys: Sequence[str], options: EvolutionOptions, start: Tensor | None = None
+    base: BaseModel,
+    space: Space,
+    latents: Sequence[Tensor],
+    keys: Sequence[str],
+    options: EvolutionOptions,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Inverted:
     """Find, for each person, the point whose adapter denoises the photos best; arguments and result as of `gradient.invert`.
 
@@ -55,11 +82,11 @@ def evolve(
     """
     space.check(space.layout, base.id, f"base {base.source}")
     space = space.to(base.device)
-    bank = Bank.draw(base, photos, keys, options.prompt, options.bank, options.seed)
+    pairs = NoisePairs.draw(base, latents, keys, options.prompt or space.prompting.prompt, options.pairs, options.seed, mask)
     begin = torch.zeros(len(keys), space.m) if start is None else start.float()
     points, losses, paths = [], [], []
-    for i, key in enumerate(track(keys, options.method)):
-        path, found = _search(base, space, bank.of(slice(i, i + 1)), key, begin[i], options)
+    for i, key in enumerate(track(keys, f"invert by {options.method}", "photos")):
+        path, found = _search(base, space, pairs.of(slice(i, i + 1)), key, begin[i], options, watch)
         points.append(path[-1])
         paths.append(path)
         losses.append(found)
@@ -68,7 +95,9 @@ def evolve(
     )
 
 
-def _search(base: BaseModel, space: Space, bank: Bank, key: str, start: Tensor, options: EvolutionOptions) -> tuple[Tensor, Tensor]:
+def _search(
+    base: BaseModel, space: Space, pairs: NoisePairs, key: str, start: Tensor, options: EvolutionOptions, watch: Watch | None
+) -> tuple[Tensor, Tensor]:
     """One person: the search's means [generations + 1, m] and the mean losses [generations]."""
     n = options.population
     seed = int(torch.randint(1, 2**31, (1,), generator=generator(options.seed, "evolution", key)))
@@ -76,13 +105,15 @@ def _search(base: BaseModel, space: Space, bank: Bank, key: str, start: Tensor, 
     path, losses = [start], torch.zeros(options.generations)
     for step in range(options.generations):
         z = search.ask()
-        draws = [i % bank.size for i in range(step * options.batch, (step + 1) * options.batch)]
+        draws = [i % pairs.size for i in range(step * options.batch, (step + 1) * options.batch)]
         with torch.no_grad():
             weights = space.decode(z.to(base.device))
-            own = bank.repeated(n).loss(base, space.layout, weights, draws).mean(1).cpu()
+            own = pairs.repeated(n).loss(base, space.layout, weights, draws).mean(1).cpu()
         search.tell(z, own + options.prior_weight * z.square().mean(1) / 2)
         losses[step] = own.mean()
-        path.append(search.mean())
+        path.append(z[own.argmin()].clone() if options.best else search.mean())
+        if watch:
+            watch(InversionStep([key], step + 1, options.generations, losses[step : step + 1].clone(), path[-1][None].clone()))
     return torch.stack(path), losses
 
 
@@ -94,7 +125,9 @@ class _Cma:
             import cma
         except ImportError as error:
             raise W2WError("CMA-ES needs pycma. Install it: pip install 'w2wpp[evolution]'.") from error
-        given = {"popsize": options.population, "seed": seed, "CMA_diagonal": len(start) >= DIAGONAL_FROM, "verbose": -9}
+        diagonal = len(start) >= DIAGONAL_FROM if options.diagonal is None else options.diagonal
+        given: dict[str, object] = {"popsize": options.population, "seed": seed, "CMA_diagonal": diagonal, "verbose": -9}
+        given |= {} if options.bounds is None else {"bounds": [-options.bounds, options.bounds]}
         self._es = cma.CMAEvolutionStrategy(start.double().numpy(), options.sigma, given)
 
     def ask(self) -> Tensor:

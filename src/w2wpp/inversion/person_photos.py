@@ -1,0 +1,169 @@
+"""Photos of people to learn from: their latents, their descriptions, and what the decoded adapter of a person has to do.
+
+Three teachers. `adapters`: predict what the person's own adapters predict, on their noised photos. `photos`: denoise the
+person's photos (eq. 5). `names`: predict what the base itself predicts when it is told the person's name, for a base that
+learned names from photos.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from w2wpp.base.captions import full_name
+from w2wpp.base.denoising import denoising_loss
+from w2wpp.base.model import BaseModel
+from w2wpp.common.batches import batches
+from w2wpp.common.errors import W2WError
+from w2wpp.common.progress import track
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.batched import adapted
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.descriptors import described_faces
+from w2wpp.photos.images import to_tensor
+
+TEACHERS = ("auto", "adapters", "names", "photos")
+SUBJECT = "sks person"  # what stands in a prompt for the adapter's person
+ENDS = ("", " smiling")  # of the captions that are taught
+# How often each end is taught, and then the empty caption, which guidance needs; last the plain class word, which adapters
+# were trained to leave alone.
+NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
+
+
+@dataclass(frozen=True)
+class OwnAdapters:
+    """The adapters that people have in a dataset: what teaches in place of their photos alone."""
+
+    dataset: WeightDataset
+    rows: Mapping[str, list[int]]  # person -> positions in the dataset
+
+    @classmethod
+    def of(cls, dataset: WeightDataset, people: Sequence[str]) -> "OwnAdapters":
+        """Those of some people. Raises W2WError naming somebody who has none."""
+        rows: dict[str, list[int]] = {}
+        for i, (name, labels) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
+            rows.setdefault(str(labels.get("person", name)), []).append(i)
+        if missing := [person for person in people if person not in rows]:
+            found = f"{len(missing)} of {len(people)} people with photos have no adapter in {dataset.folder}, such as {missing[0]}"
+            raise W2WError(f"{found}. Use --teacher photos, or train their adapters.")
+        return cls(dataset, {person: rows[person] for person in people})
+
+    def drawn(self, people: Sequence[str], draw: torch.Generator) -> Tensor:
+        """One of each person's adapters, at random: weights [k, d] float32."""
+        mine = [self.rows[person] for person in people]
+        return self.dataset.rows([rows[int(torch.randint(len(rows), (1,), generator=draw))] for rows in mine])
+
+
+@dataclass(frozen=True)
+class PersonPhotos:
+    """Photos of people as a base sees them, and as a face describer does."""
+
+    base: BaseModel
+    latents: Mapping[str, Tensor]  # person -> [p, c, h, w], each photo and its mirror image
+    described: Mapping[str, Tensor]  # person -> [p, f]
+    contexts: Tensor  # [c, tokens, width], of the adapters' prompt, the same with " smiling", the empty caption, the class
+    named: Mapping[str, Tensor] = field(default_factory=dict)  # person -> [2, tokens, width], their name's captions; for `names`
+    taught: OwnAdapters | None = None  # for `adapters`
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseModel,
+        faces: AlignedFaces | str | Path,
+        split: str,
+        prompt: str,
+        teacher: str = "auto",
+        dataset: WeightDataset | None = None,
+    ) -> "PersonPhotos":
+        """Encode and describe the photos of a split's people, or of everyone if it is "".
+
+        teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `names`, `photos`, or `auto`:
+        adapters where a dataset is given, else photos. Descriptions are kept in the faces folder for the next time.
+        Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, `adapters` without
+        a dataset, or names that the base does not know.
+        """
+        faces = faces if isinstance(faces, AlignedFaces) else AlignedFaces.load(faces)
+        people = faces.choose(split)
+        teacher = _checked_teacher(teacher, dataset)
+        taught = None
+        if teacher == "adapters" and dataset is not None:
+            have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
+            people = [person for person in people if person in have] or people
+            taught = OwnAdapters.of(dataset, people)
+        named = _named(base, people, prompt) if teacher == "names" else {}
+        described = described_faces(faces, people)
+        latents = {}
+        for person in track(people, "encode photos", "people"):
+            images = to_tensor(faces.photos(person))
+            latents[person] = base.encode_images(torch.cat([images, images.flip(-1)])).float()
+        captions = [prompt]
+        if named or taught:
+            captions = [*(prompt + end for end in ENDS), ""]
+        if dataset is not None and taught:
+            captions.append(dataset.meta.get("adapters", {}).get("prior_prompt", ""))
+        return cls(base, latents, described, base.encode_text(captions).float(), named, taught)
+
+    @property
+    def teacher(self) -> str:
+        """Which teacher this is."""
+        return "adapters" if self.taught else "names" if self.named else "photos"
+
+    def loss(self, layout: Layout, weights: Tensor, people: Sequence[str], draws: int, draw: torch.Generator) -> Tensor:
+        """The teacher's loss for adapters weights [k, d], each on `draws` draws of photo, timestep and noise: [k]."""
+        layout.check_denoiser_alone()
+        k, device = len(people), self.base.device
+        latents = torch.stack([self.latents[p][torch.randint(len(self.latents[p]), (draws,), generator=draw)] for p in people]).to(device)
+        share = (torch.arange(draws) + torch.rand(k, draws, generator=draw)) / draws
+        last = self.base.noise_scheduler.config.num_train_timesteps
+        timesteps = (share * last).long().clamp_max(last - 1).to(device)
+        noise = torch.randn(latents.shape, generator=draw).to(device)
+        if not (self.named or self.taught):
+            return denoising_loss(self.base, layout, weights, latents, self.contexts[0], timesteps, noise).mean(1)
+        shares = torch.tensor(ADAPTERS_SHARES if self.taught else NAMES_SHARES)
+        kinds = torch.multinomial(shares, k * draws, replacement=True, generator=draw).to(device)
+        noisy = self.base.add_noise(latents.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten())[0]
+        asked = self._asked(people, noisy, timesteps.flatten(), kinds, draw)
+        with adapted(self.base.pipeline.unet, layout, weights):
+            predicted = self.base.predict(noisy, timesteps.flatten(), self.contexts[kinds])
+        return (predicted - asked).square().mean((1, 2, 3)).unflatten(0, (k, draws)).mean(1)
+
+    @torch.no_grad()
+    def _asked(self, people: Sequence[str], noisy: Tensor, timesteps: Tensor, kinds: Tensor, draw: torch.Generator) -> Tensor:
+        """What the teacher predicts for noisy latents [n, c, h, w] with the captions `kinds` [n]: [n, c, h, w] float32."""
+        if self.taught:
+            self.taught.dataset.layout.check_denoiser_alone()
+            own = self.taught.drawn(people, draw).to(self.base.device)
+            with adapted(self.base.pipeline.unet, self.taught.dataset.layout, own):
+                return self.base.predict(noisy, timesteps, self.contexts[kinds])
+        captions = torch.stack([torch.cat([self.named[p].to(self.contexts), self.contexts[2:]]) for p in people])
+        captions = captions.repeat_interleave(len(noisy) // len(people), 0)
+        return self.base.predict(noisy, timesteps, captions[torch.arange(len(noisy), device=noisy.device), kinds])
+
+
+def _checked_teacher(teacher: str, dataset: WeightDataset | None) -> str:
+    """The teacher by its own name, `auto` resolved. Raises W2WError for an unknown one, or `adapters` without a dataset."""
+    if teacher not in TEACHERS:
+        raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
+    if teacher == "auto":
+        return "photos" if dataset is None else "adapters"
+    if teacher == "adapters" and dataset is None:
+        raise W2WError("adapters cannot teach without a dataset that holds them. Give --dataset, or --teacher photos.")
+    return teacher
+
+
+def _named(base: BaseModel, people: Sequence[str], prompt: str) -> dict[str, Tensor]:
+    """Each person's captions with their name in the prompt, encoded: [2, tokens, width]."""
+    vocabulary = base.pipeline.tokenizer.get_vocab()
+    unknown = [person for person in people if full_name(person).lower() not in vocabulary]
+    if unknown:
+        raise W2WError(f"{base.source} has no word for {len(unknown)} of {len(people)} people, such as {unknown[0]}. Use --teacher photos.")
+    if SUBJECT not in prompt:
+        raise W2WError(f"names take the place of {SUBJECT!r}, which prompt {prompt!r} lacks. Use --teacher photos, or another --prompt.")
+    captions = [prompt.replace(SUBJECT, full_name(person)) + end for person in people for end in ENDS]
+    encoded = [
+        base.encode_text(captions[s]).half().cpu() for s in track(list(batches(len(captions), 512)), "encode names", "batches of 512")
+    ]
+    return dict(zip(people, torch.cat(encoded).unflatten(0, (-1, len(ENDS))), strict=True))
