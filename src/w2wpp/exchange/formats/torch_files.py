@@ -7,17 +7,17 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from w2wpp.errors import W2WError
-from w2wpp.files import replacing
+from w2wpp.common.errors import W2WError
+from w2wpp.common.files import replacing
 
 
 def load_plain(path: Path, *, device: str = "cpu", allowed: Sequence[Any] = ()) -> Any:
@@ -26,10 +26,14 @@ def load_plain(path: Path, *, device: str = "cpu", allowed: Sequence[Any] = ()) 
     device: `meta` for shapes without numbers. Raises W2WError if it was altered, or would have to run code.
     """
     _check_archive(path)
+    return _loaded(path, path, device, allowed)
+
+
+def _loaded(path: Path, source: Any, device: str, allowed: Sequence[Any] = ()) -> Any:
     context: AbstractContextManager[Any] = torch.serialization.safe_globals(list(allowed)) if allowed else nullcontext()
     try:
         with context:
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(source, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise W2WError(f"{path} holds more than tensors and would have to run code to load; it was not loaded.") from error
     except Exception as error:  # torch reports a bad file with many exceptions
@@ -59,17 +63,32 @@ class TableFile:
     n: int
     d: int
     dtype: torch.dtype
+    transposed: bool = False  # the file holds the table column by column: n and d are those of the transposed table
+    opened: Callable[[], BinaryIO] | None = None  # in place of the path, for a file that lies elsewhere
 
     @classmethod
-    def open(cls, path: Path) -> "TableFile":
-        """Find the table. Raises W2WError if the file was altered, needs code to load, or holds anything else."""
-        table = load_plain(path, device="meta")
-        if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_contiguous() or not table.is_floating_point():
+    def open(cls, path: Path, *, either_order: bool = False, opened: Callable[[], BinaryIO] | None = None) -> "TableFile":
+        """Find the table. Raises W2WError if the file was altered, needs code to load, or holds anything else.
+
+        either_order: also take a table that was saved column by column, as its transposed table. opened: opens the file where
+        `path` is only its name; its checksum is then not compared, which would read all of it.
+        """
+        if opened is None:
+            table = load_plain(path, device="meta")
+        else:
+            with opened() as elsewhere:
+                table = _loaded(path, elsewhere, "meta")
+        known = isinstance(table, Tensor) and table.dim() == 2 and table.is_floating_point()
+        transposed = bool(known and either_order and not table.is_contiguous() and table.T.is_contiguous())
+        if not known or not (transposed or table.is_contiguous()):
             found = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
             raise W2WError(f"{path} holds {found}; a table [adapters, numbers] of floats was expected.")
-        with zipfile.ZipFile(path) as archive, path.open("rb") as handle:
+        with opened() if opened else path.open("rb") as handle, zipfile.ZipFile(handle) as archive:
             names = archive.namelist()
-            numbers = next(name for name in names if name.endswith("/data/0"))
+            numbers = next((name for name in names if name.endswith("/data/0")), None)
+            needed = (int(table.storage_offset()) + table.numel()) * table.element_size()
+            if numbers is None or archive.getinfo(numbers).file_size < needed:
+                raise W2WError(f"{path} holds no numbers for its table of {list(table.shape)}. Download it again.")
             order = next((name for name in names if name.endswith("/byteorder")), None)
             if order and archive.read(order) != b"little":
                 raise W2WError(f"{path} was written on a machine of another byte order. Save it again on this one.")
@@ -78,15 +97,16 @@ class TableFile:
             header = handle.read(30)  # PKWARE's application note, 4.3.7: the lengths of name and extra field end it
             begin = member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         begin += int(table.storage_offset()) * table.element_size()
-        return cls(path, begin, table.shape[0], table.shape[1], table.dtype)
+        n, d = table.T.shape if transposed else table.shape
+        return cls(path, begin, n, d, table.dtype, transposed, opened)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows [stop - start, d] in the file's own precision."""
         width = self.d * torch.empty((), dtype=self.dtype).element_size()
         buffer = bytearray((stop - start) * width)
-        with self.path.open("rb") as handle:
+        with self.opened() if self.opened else self.path.open("rb") as handle:
             handle.seek(self.start + start * width)
-            if handle.readinto(buffer) != len(buffer):
+            if handle.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
                 raise W2WError(f"{self.path} ends within row {stop - 1}. Was it cut short?")
         return torch.frombuffer(buffer, dtype=self.dtype).view(-1, self.d)
 

@@ -1,1 +1,0 @@
-"""Adapter files of other libraries: read and write, one file each."""
