@@ -1,0 +1,245 @@
+"""Table 1: how well each method's pictures show the person, by the ID Score (`evaluation/id_score.py`), and at what cost."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import nn
+
+from w2wpp.adapters.train import AdapterOptions, from_start
+from w2wpp.base.drawing import generate_for
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.common.files import read_json, write_json
+from w2wpp.common.progress import track
+from w2wpp.common.runs import command_line, resolved, versions
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation.id_score import score_embedded
+from w2wpp.evaluation.paired import compared
+from w2wpp.evaluation.table1_methods import Method, Subject, Table1Options, methods
+from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import Embedding, FaceRecogniser, embed_pictures
+from w2wpp.photos.images import Image, grid, write_image
+from w2wpp.spaces.base import Adapters, Space
+
+SCORES = ("id_input", "id_other", "id_other_people")
+SHEET_PEOPLE = 16
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The people of table 1 and the embeddings of their real photos, index by index."""
+
+    people: list[Subject]
+    inputs: list[Embedding]
+    held_out: list[list[Embedding]]
+    left_out: list[str]  # people whose input photo, or all of whose other photos, show no face to the face recogniser
+
+    @classmethod
+    def of(cls, faces: AlignedFaces, split: str, recogniser: FaceRecogniser | None, least: int = 2) -> "Subjects":
+        """The people of a split with `least` or more photos, two at the least. Raises W2WError if nobody can be scored."""
+        people = [person for person in faces.of_split(split) if len(faces.people[person]) >= max(2, least)]
+        subjects = cls([], [], [], [])
+        for person in track(people, "embed photos", "people"):
+            subject = Subject.of(person, faces.photos(person))
+            shown, others = embed_pictures([subject.input_photo], recogniser)[0], embed_pictures(subject.held_out, recogniser)
+            if shown is None or all(face is None for face in others):
+                subjects.left_out.append(person)
+                continue
+            subjects.people.append(subject)
+            subjects.inputs.append(shown)
+            subjects.held_out.append(others)
+        if not subjects.people:
+            raise W2WError(
+                f"{faces.folder} has nobody in split {split!r} with {max(2, least)} photos that show a face. Choose another --split."
+            )
+        return subjects
+
+
+def table1(
+    base: BaseModel,
+    dataset: WeightDataset,
+    faces: AlignedFaces,
+    split: str = "test",
+    *,
+    seed: int = 0,
+    options: Table1Options | None = None,
+    folder: Path | None = None,
+    recogniser: FaceRecogniser | None = None,
+) -> dict[str, Any]:
+    """Compare base, DreamBooth and inversion in PCA and VAE spaces on the people of a split: the table as JSON holds it.
+
+    The input photo is a person's first; DreamBooth from many photos sees the first half of them; `id_other` is the
+    score against the second half, which no method saw, and `id_other_people` the one against the next person's.
+    Rows of a space hold their paired differences to PCA's at the same m under `against`.
+    Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
+    real photos, is the ceiling: the input photo scored in place of pictures.
+    folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
+    Raises W2WError if the dataset belongs to another base, if it or an encoder learned from scored people, or if the folder is
+    of another table.
+    """
+    options = options or Table1Options()
+    adapters = _adapter_options(dataset)
+    dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
+    if options.ms:  # now, and not hours later
+        Adapters.of(dataset).check_m(max(options.ms))
+    trained = _given_spaces(options, dataset)
+    subjects = Subjects.of(faces, split, recogniser, options.min_photos)
+    people = [subject.person for subject in subjects.people]
+    _refuse_known(people, dataset, options)
+    about = {"split": split, "base": base.source, "seed": seed}
+    settings = resolved(
+        {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}
+        | {"trained": trained, **({"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {})}
+    )
+    if folder:
+        _keep_settings(folder, {**about, **settings, "people": people})
+    rows = []
+    for method in methods(base, dataset, adapters, options, seed):
+        saved = folder / "rows" / f"{_slug(method)}.json" if folder else None
+        if saved and saved.exists():
+            rows.append(read_json(saved))
+            continue
+        row, sheet = _row(base, dataset.layout, subjects, method, adapters.prompt, options, seed, recogniser)
+        if folder and saved:
+            write_image(folder / "sheets" / f"{_slug(method)}.png", sheet)
+            write_json(saved, row)
+        rows.append(row)
+    rows.append(_ceiling(subjects))
+    return {
+        **about,
+        "command": command_line(),
+        "versions": versions(),
+        "left_out": subjects.left_out,
+        "settings": settings,
+        "rows": compared(rows),
+    }
+
+
+def _given_spaces(options: Table1Options, dataset: WeightDataset) -> list[tuple[str, str, str]]:
+    """What is recorded of each trained space. Raises W2WError if two cannot be told apart, or none suits the searches."""
+    trained = [_checked(*pair, dataset) for pair in options.trained]
+    if len({name for name, *_ in trained}) < len(trained):
+        raise W2WError("two of the spaces are of one kind and m: their rows could not be told apart. Score them in tables of their own.")
+    searched = [name for name, *_ in trained if name.endswith(f"-{options.searches_m}") and not name.startswith("pca")]
+    if options.searches_m is not None and not searched:
+        raise W2WError(f"no --space but PCA's has m = {options.searches_m}, at which searches are asked for. Give one, or leave them out.")
+    return trained
+
+
+def _refuse_known(people: Sequence[str], dataset: WeightDataset, options: Table1Options) -> None:
+    """Raise W2WError if the dataset or an encoder learned from people who are to be scored."""
+    learned_from = {"the dataset": {labels.get("person", "") for labels in dataset.labels}}
+    learned_from |= {f"encoder {file}": set(PhotoEncoder.from_pretrained(file).people) for _, file in options.trained if file}
+    for source, learned in learned_from.items():
+        if known := sorted(learned & set(people)):
+            raise W2WError(f"{source} learned from {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
+
+
+def _row(
+    base: BaseModel,
+    layout: Layout,
+    subjects: Subjects,
+    method: Method,
+    prompt: str,
+    options: Table1Options,
+    seed: int,
+    recogniser: FaceRecogniser | None,
+) -> tuple[dict[str, Any], Image]:
+    """Fit one method to everybody, draw and score: the row, and a sheet with the input photo left of the pictures."""
+    fitted = method.fit(subjects.people)
+    drawn = generate_for(
+        base,
+        layout,
+        fitted.weights,
+        [subject.person for subject in subjects.people],
+        prompt,
+        options.pictures,
+        guidance=options.guidance,
+        negative=options.negative,
+        steps=options.solver_steps,
+        seed=seed,
+        group=options.group,
+    )
+    embedded = [embed_pictures(pictures, recogniser) for pictures in track(drawn, "embed pictures", "people")]
+    scores = summary([_person_scores(subjects, i, faces) for i, faces in enumerate(embedded)])
+    cost = {"photos": fitted.photos, "unet_evals": fitted.unet_evals, "seconds": fitted.seconds}
+    head = {"method": method.name, "space": method.space, "m": method.m}
+    sheet = [[subject.input_photo, *pictures] for subject, pictures in zip(subjects.people, drawn, strict=True)]
+    return {**head, **scores, "pictures": options.pictures * len(drawn), **cost}, grid(sheet[:SHEET_PEOPLE])
+
+
+def _ceiling(subjects: Subjects) -> dict[str, Any]:
+    """The row of real photos: what pictures would score if they were the input photo."""
+    people = [{**_person_scores(subjects, i, [face]), "id_input": None} for i, face in enumerate(subjects.inputs)]
+    cost = {"pictures": 0, "photos": 1, "unet_evals": None, "seconds": None}
+    return {"method": "real photos", "space": None, "m": None, **summary(people), **cost}
+
+
+def _person_scores(subjects: Subjects, i: int, pictures: Sequence[Embedding]) -> dict[str, Any]:
+    """Scores of one person's pictures against the input photo, the held-out photos, and the next person's photos."""
+    after = (i + 1) % len(subjects.people)
+    strangers = [subjects.inputs[after], *subjects.held_out[after]] if after != i else []
+    found = [score_embedded(pictures, photos) for photos in ([subjects.inputs[i]], subjects.held_out[i], strangers)]
+    means = {key: score.mean if score.n_pairs else None for key, score in zip(SCORES, found, strict=True)}
+    return {"person": subjects.people[i].person, **means, "missed": found[0].missed}
+
+
+def summary(people: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard error over people of their scores; None where nobody, or one person, has a score.
+
+    n: people with a score against their held-out photos. missed: pictures without a face, of all people.
+    """
+    row: dict[str, Any] = {}
+    for key in SCORES:
+        values = [person[key] for person in people if person[key] is not None]
+        row[key] = fmean(values) if values else None
+        row[f"{key}_se"] = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    n = sum(person["id_other"] is not None for person in people)
+    return {**row, "n": n, "missed": sum(person["missed"] for person in people), "people": list(people)}
+
+
+def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
+    """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
+    if "start" in dataset.meta:
+        raise W2WError("the dataset's adapters began where an encoder put the photos; table 1 needs some that were trained from nothing.")
+    try:
+        return AdapterOptions.of(dataset.meta["adapters"])
+    except (KeyError, TypeError) as error:
+        raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
+
+
+def _checked(space: str, encoder: str, dataset: WeightDataset) -> tuple[str, str, str]:
+    """What a trained space is called in the table, and digests of it and of its encoder. Raises W2WError unless all fit the dataset."""
+    opened = Space.from_pretrained(space)
+    opened.check(dataset.layout, dataset.base_id, "the dataset")
+    network = PhotoEncoder.from_pretrained(encoder) if encoder else None
+    if network:
+        network.check(opened)
+    return f"{opened.kind}-{opened.m}", _digest(opened), _digest(network) if network else ""
+
+
+def _digest(module: nn.Module) -> str:
+    """16 hex digits over a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "settings.json"
+    if path.exists() and read_json(path) != settings:
+        raise W2WError(f"{folder} holds rows of a table with other settings ({path.name} says which). Choose another folder.")
+    write_json(path, settings)
+
+
+def _slug(method: Method) -> str:
+    words = f"{method.name} {method.space or ''} {method.m or ''}".replace(",", "").lower().split()
+    return "-".join(words)

@@ -1,0 +1,4 @@
+"""Figures and HTML pages from results.
+
+Nothing here computes a result.
+"""
