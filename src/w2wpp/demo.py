@@ -9,26 +9,29 @@ from typing import Any
 
 import torch
 
-from w2wpp.base_model import BaseModel
-from w2wpp.descriptors import face_models
-from w2wpp.evaluate import id_score
-from w2wpp.figures import enlarge, picture_rows, write_rows
-from w2wpp.files import read_json
-from w2wpp.formats.peft import write_peft
-from w2wpp.images import Image, grid, to_tensor, write_image
+from w2wpp.base.drawing import picture_rows
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.common.files import read_json
+from w2wpp.common.runs import command_line
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation.collapse import collapse
+from w2wpp.evaluation.id_score import id_score
+from w2wpp.exchange.formats.peft import write_peft
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.inversion.gradient import PUBLISHED, REFINED, invert
-from w2wpp.photo import ready_photo
-from w2wpp.points import interpolate
-from w2wpp.reconstruction import reconstruct
-from w2wpp.report import table1_rows, write_report
-from w2wpp.runs import command_line
-from w2wpp.spaces.base import Space, load_space
+from w2wpp.inversion.gradient import PUBLISHED
+from w2wpp.inversion.invert_photos import invert_photos
+from w2wpp.inversion.photo import ready_photo
+from w2wpp.photos.descriptors import face_models
+from w2wpp.photos.images import Image, grid, write_image, write_rows
+from w2wpp.report.figures import enlarge
+from w2wpp.report.html import table1_rows, write_report
+from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse
-from w2wpp.weights import WeightDataset
-
-TABLE1 = Path("docs/results/table1.json")  # there when the demo runs in the repository
+from w2wpp.spaces.points import interpolate
+from w2wpp.spaces.reconstruct import reconstruct
+from w2wpp.spaces.vae import VaeSpace
+from w2wpp.spaces.vae_options import VaeOptions
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class DemoOptions:
     space: str = "tiny-faces"  # a trained anchored VAE over the dataset, and its encoder; none if empty
     photo: Path | None = None  # to invert; the astronaut of scikit-image (NASA, public domain) if None
     align_photo: bool = True
+    table: Path | None = None  # a table1.json by `w2w evaluate`, to show in the report as well
     prompt: str = "photo of sks person"
     m: int = 128
     vae_widths: tuple[int, ...] = (1024, 512, 256)
@@ -56,18 +60,21 @@ class DemoOptions:
 def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     """Run the loop; write both spaces, pictures, the inverted adapter and report.html to `folder`; return the results.
 
-    Raises W2WError with a trained space and without the extra that its encoder needs.
+    Raises W2WError with a trained space and without the extra that its encoder needs, and for a `table` that is none.
     """
     if options.space:
         face_models()  # now, and not when all spaces are fitted
+    table1 = read_json(options.table) if options.table else {}
+    if table1 and not {"rows", "command", "split"} <= table1.keys():
+        raise W2WError(f"{options.table} is no table by `w2w evaluate`. Give its table1.json.")
     start = time.monotonic()
     torch.manual_seed(options.seed)
     base = BaseModel.load(options.base, options.device)
-    dataset = WeightDataset.open(options.dataset)
+    dataset = WeightDataset.from_pretrained(options.dataset)
     pca, vae, fitted = fit_both(dataset, options, folder)
     spaces: dict[str, Space] = {"PCA-w2w": pca, "VAE-w2w": vae}
     if options.space:
-        spaces["anchored VAE"] = load_space(options.space, base.device)
+        spaces["anchored VAE"] = Space.from_pretrained(options.space, device=base.device)
     sections = [
         fitted,
         drawn(base, spaces, options, folder),
@@ -76,8 +83,7 @@ def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     ]
     inversion, scores = inverted(base, spaces, options, folder)
     sections.append(inversion)
-    if TABLE1.exists():
-        table1 = read_json(TABLE1)
+    if table1:
         text = f"Made by `{table1['command']}` on the {table1['split']} split. ID Score, mean ± standard error over people."
         sections.append({"title": "Table 1", "text": text, "table": table1_rows(table1)})
     seconds = round(time.monotonic() - start, 1)
@@ -97,7 +103,7 @@ def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tupl
     """Fit PCA-w2w and VAE-w2w at the same m, and say what each keeps."""
     m = min(options.m, len(dataset) - 1)
     pca = PcaSpace.fit(dataset, m=m)
-    vae, history = VaeSpace.fit(
+    vae = VaeSpace.fit(
         dataset, VaeOptions(m=m, widths=options.vae_widths, epochs=options.vae_epochs, seed=options.seed), device=options.device
     )
     pca.save(folder / "pca.safetensors")
@@ -108,25 +114,25 @@ def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tupl
         f"latents {found['active_units']} are active, and what it rebuilds has {found['decoded_spread_ratio']:.0%} of the data's: "
         "near 0% means that it answers with little more than the mean adapter."
     )
-    return pca, vae, {"title": "Spaces over the same adapters", "text": text, "curves": vae_curves(history), "collapse": found}
+    return pca, vae, {"title": "Spaces over the same adapters", "text": text, "curves": vae_curves(vae.history), "collapse": found}
 
 
 def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The VAE's reconstruction and KL by epoch, train and validation, as a report's curves."""
     return [
         {"caption": caption, "ylabel": key, "log": True, "series": history[key]}
-        for key, caption in (("recon", "reconstruction: squared error, x10 units"), ("kl", "KL: nats a latent"))
+        for key, caption in (("recon", "reconstruction: squared error, x10 units"), ("kl", "KL: nats per latent"))
     ]
 
 
 def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """Two models drawn from each space, a row of pictures each."""
+    """Two models drawn from each space, one row of pictures per model."""
     figures = []
     for name, space in spaces.items():
         z = space.sample(2, seed=options.seed)
         rows = picture_rows(base, space.layout, space.decode(z), options.prompt, range(options.pictures))
         sheet = write_rows(folder / f"drawn-{name.replace(' ', '-')}", ["0", "1"], enlarged(rows), range(options.pictures))
-        figures.append({"file": str(sheet.relative_to(folder)), "caption": f"{name}: a row is a drawn model, a column an image seed"})
+        figures.append({"file": str(sheet.relative_to(folder)), "caption": f"{name}: one row per drawn model, one column per image seed"})
     return {"title": "New people, drawn from a space", "figures": figures}
 
 
@@ -150,32 +156,32 @@ def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
     shares = "; ".join(f"{name} {fmean(lost):.0%}" for name, (_, lost) in found.items())
     text = f"Of an adapter's squared distance from the space's centre is lost: {shares}."
-    caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; a column is a person"
+    caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; one column per person"
     return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
 
 
 def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Invert one photo in each space, and score the models' pictures, and the base's, against the photo."""
     photo = ready_photo(options.photo or astronaut(), base, align_face=options.align_photo)
-    latents = base.encode_images(to_tensor([photo]))
     seeds = range(options.scored)
     rows, evals = {"base": base.generate(options.prompt, seeds)}, {"base": 0.0}
     for name, space in spaces.items():
         trained = space.kind == "anchored-vae"
-        chosen = REFINED if trained else replace(PUBLISHED, steps=options.inversion_steps)
-        start = PhotoEncoder.load(options.space).points([[photo]]) if trained else None
-        found = invert(base, space, latents, ["photo"], replace(chosen, prompt=options.prompt, seed=options.seed), start=start)
-        evals[name] = found.unet_evals
-        weights = space.decode(found.z).cpu()
-        write_peft(folder / f"adapter-{name.replace(' ', '-')}", space.layout, weights[0], options.base)
-        rows[name] = picture_rows(base, space.layout, weights, options.prompt, seeds)[0]
+        encoder = PhotoEncoder.from_pretrained(options.space) if trained else None
+        how = None if trained else replace(PUBLISHED, steps=options.inversion_steps)
+        found = invert_photos(
+            space, photo, base=base, encoder=encoder, options=how, ids=["photo"], prompt=options.prompt, seed=options.seed, align=False
+        )
+        evals[name] = found.history.unet_evals
+        write_peft(folder / f"adapter-{name.replace(' ', '-')}", space.layout, found.weights[0], options.base)
+        rows[name] = found.pictures(seeds, options.prompt)[0]
     scores = {name: id_score(pictures, [photo]) for name, pictures in rows.items()}
     write_image(folder / "inverted.png", grid(enlarged([[photo, *row] for row in rows.values()])))
     text = "ID Score against the photo: " + "; ".join(
         f"{name} {score.mean:.2f} (no face found in {score.missed} of {options.scored}; {evals[name]:.0f} UNet evaluations)"
         for name, score in scores.items()
     )
-    caption = "The photo, then pictures of: " + ", ".join(rows) + ", a row each"
+    caption = "The photo, then pictures of: " + ", ".join(rows) + "; one row each"
     section = {"title": "From one photo to a model", "text": text + ".", "figures": [{"file": "inverted.png", "caption": caption}]}
     return section, {name: {"id": score.mean, "missed": score.missed} for name, score in scores.items()}
 

@@ -1,0 +1,130 @@
+"""Verbs that fit to photos as well as to adapters: fit anchored-vae, encoder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import w2wpp as w2w
+from w2wpp.cli.common import asked, inputs_of, open_space, run
+from w2wpp.cli.fitting import fit
+from w2wpp.cli.help import OUTPUT, verb
+from w2wpp.cli.options import RUNS, Base, BasePrecision, Dataset, Device, DryRun, InPrecision, Json, Out, Prompt, Runs, Seed, SpaceFile
+from w2wpp.common.errors import W2WError
+
+TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
+TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        "--teacher",
+        help="adapters: predict what each person's own adapters predict; photos: denoise their photos; names: predict what the base "
+        "does when it is told their name; auto: adapters where there is a dataset.",
+    ),
+]
+EncoderSteps = Annotated[int, typer.Option("--encoder-steps", min=1, help="Steps of Adam on photos.")]
+EncoderBatch = Annotated[int, typer.Option("--encoder-batch", min=1, help="People per step on photos.")]
+EncoderDraws = Annotated[int, typer.Option("--encoder-draws", min=1, help="Draws of photo, timestep and noise per person and step.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to `w2w fit`, which is a part of `app`."""
+    anchored = "w2w fit anchored-vae adapters --faces faces --encoder encoder.safetensors --out vae.safetensors"
+    verb(fit, "anchored-vae", anchored)(fit_anchored)
+    verb(fit, "encoder", "w2w fit encoder pca.safetensors faces --out encoder.safetensors")(fit_encoder)
+
+
+Latents = Annotated[int, typer.Option("--m", min=1, help="Latent dimensions.")]
+WorkingComponents = Annotated[int, typer.Option("--components", min=1, help="Principal components that the networks work on.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam on the weights.")]
+Hidden = Annotated[int, typer.Option("--hidden", min=1, help="Width of the decoder's residual network.")]
+EncoderOut = Annotated[
+    Path | None, typer.Option("--encoder", help="Where to write the encoder; goes with --faces.", rich_help_panel=OUTPUT)
+]
+
+
+def fit_anchored(
+    dataset: Dataset = "tiny-faces",
+    m: Latents = 128,
+    components: WorkingComponents = 2048,
+    steps: Steps = 400,
+    faces: TrainFaces = None,
+    split: TrainSplit = "train",
+    teacher: Teacher = "auto",
+    hidden: Hidden = 512,
+    encoder_steps: EncoderSteps = 900,
+    encoder_batch: EncoderBatch = 64,
+    encoder_draws: EncoderDraws = 2,
+    encoder: EncoderOut = None,
+    prompt: Prompt = None,
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fit the anchored VAE: it starts as probabilistic PCA, and training keeps only what improves it.
+
+    --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
+    """
+    given, reads = locals(), ("dataset", "faces", "base")
+    if encoder:
+        from w2wpp.common.files import apart
+
+        apart(encoder, *inputs_of(given, reads), out, option="--encoder")
+    with run("fit-anchored-vae", given, "space.safetensors", reads=reads) as job:
+        if (faces is None) != (encoder is None):
+            raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
+        options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
+        data = w2w.WeightDataset.from_pretrained(dataset)
+        photos = None
+        if faces:
+            model = w2w.BaseModel.load(base, device)
+            data.check(data.layout, model.id, f"base {base}")
+            photos = w2w.PersonPhotos.of(model, faces, split, asked(data.prompting, prompt).prompt, teacher, data)
+        space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
+        job.results = {"m": space.m, "d": space.layout.d, "history": space.history}
+        if photos and encoder:
+            from w2wpp.inversion.encoder import fit_with_decoder
+
+            how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
+            space, fitted, trained = fit_with_decoder(space, photos, how)
+            fitted.save(encoder)
+            job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
+        space.save(job.out)
+
+
+FacesToLearn = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")]
+TeachingDataset = Annotated[Path | None, typer.Option("--dataset", help="A weight dataset whose adapters teach.")]
+
+
+def fit_encoder(
+    space: SpaceFile,
+    faces: FacesToLearn,
+    split: TrainSplit = "train",
+    teacher: Teacher = "auto",
+    dataset: TeachingDataset = None,
+    encoder_steps: EncoderSteps = 900,
+    encoder_batch: EncoderBatch = 64,
+    encoder_draws: EncoderDraws = 2,
+    prompt: Prompt = None,
+    base: Base = "tiny-faces",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: InPrecision = BasePrecision.auto,
+    out: Out = None,
+    runs: Runs = RUNS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train an encoder for a space: from a photo to a point in one pass, as a model or as a start for inversion."""
+    with run("fit-encoder", locals(), "encoder.safetensors") as job:
+        model, opened = open_space(space, base, device, precision)
+        data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
+        photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data)
+        how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
+        fitted, history = w2w.fit_encoder(opened, photos, how)
+        fitted.save(job.out)
+        job.results = {"m": fitted.m, "teacher": photos.teacher, "history": history}
