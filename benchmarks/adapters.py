@@ -3,7 +3,7 @@
     python benchmarks/adapters.py --people 16 --rounds 3
 
 Same base, people, photos, steps, batch, rank and targets. Four ways, each in a process of its own, in turn:
-  ours            w2wpp.train_adapters, everyone in one batch, products in bfloat16 where the processor has it
+  ours            w2wpp.train_adapters, as many in a batch as train_population takes, products in bfloat16 where the processor has it
   script          as diffusers' DreamBooth-LoRA example: peft's LoRA on the UNet, each step encodes its photos and captions;
                   with --mixed_precision bf16, as ours
   script-cached   the same with latents and captions encoded once
@@ -13,7 +13,6 @@ Photos are pictures that the base draws, so that anyone can run it. Writes bench
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -29,10 +28,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from w2wpp.adapters import AdapterOptions, options_for, train_adapters
-from w2wpp.base_model import TINY_FACES, BaseModel
-from w2wpp.files import write_json
-from w2wpp.images import to_tensor
+from machine import machine
+from w2wpp.adapters.group import people_at_a_time
+from w2wpp.adapters.train import AdapterOptions, options_for, train_adapters
+from w2wpp.base.model import BaseModel
+from w2wpp.common.assets import located
+from w2wpp.common.batches import batches
+from w2wpp.common.files import write_json
+from w2wpp.photos.images import to_tensor
 
 WAYS = ("ours", "script", "script-cached", "script-float32")
 RESULTS = Path(__file__).parent / "results" / "adapters.json"
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20, help="steps of Adam; the ratio does not depend on it")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -76,7 +80,7 @@ def main() -> None:
         "ours_over": ratios,
         "rounds": measured,
     }
-    write_json(RESULTS, report)
+    write_json(args.out, report)
     print(json.dumps({"median": table, "ours_over": ratios}, indent=2))
 
 
@@ -87,7 +91,7 @@ def work(way: str, args: argparse.Namespace) -> dict[str, float]:
     photos = [to_tensor(drawn[4 * i : 4 * i + 4]) for i in range(args.people)]
     prior = to_tensor(drawn[4 * args.people :])
     if way != "ours":  # a script has the UNet as diffusers loads it, without what BaseModel.load changes for speed
-        source = TINY_FACES if args.base == "tiny-faces" else args.base
+        source = located(args.base, "pipeline")
         plain = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
         base.pipeline.unet = plain.to(base.device, base.dtype).requires_grad_(False).eval()
     run = {
@@ -110,7 +114,9 @@ def work(way: str, args: argparse.Namespace) -> dict[str, float]:
 def ours(base: BaseModel, photos: list[Tensor], prior: Tensor, options: AdapterOptions) -> None:
     latents = [base.encode_images(person).float() for person in photos]
     keys = [f"person {i}" for i in range(len(photos))]
-    train_adapters(base, options.layout_of(base), latents, keys, options, base.encode_images(prior).float())
+    layout, group = options.layout_of(base), people_at_a_time(base, options.layout_of(base), options)  # as train_population does
+    for s in batches(len(keys), group):
+        train_adapters(base, layout, latents[s], keys[s], options, base.encode_images(prior).float())
 
 
 def script(
@@ -144,13 +150,6 @@ def script(
             loss.backward()
             optimiser.step()
         base.pipeline.unet.delete_adapters("person")
-
-
-def machine(device: str) -> str:
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} cores, {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":

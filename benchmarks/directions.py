@@ -9,7 +9,8 @@ inverted in 40 UNet evaluations from the mean adapter, and scored against the ph
   product       PCA in the metric of |BA - B'A'|^2, to first order around the mean adapter
   whitened      directions by their variance between people over that within (two adapters of one person), in 1,024 components
   crossed       directions of the covariance between a person's two adapters, in 1,024 components
-Also `standardised` with min-SNR weights in the objective. Writes benchmarks/results/directions.json.
+Min-SNR weights of the objective, a row of the committed results, gained nothing and left the package.
+Writes benchmarks/results/directions.json.
 """
 
 import argparse
@@ -20,19 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2wpp.alignment import AlignedFaces
-from w2wpp.base_model import BaseModel
-from w2wpp.evaluate import Sitters, _person_scores, generate_for, summary
-from w2wpp.faces import embed_pictures
-from w2wpp.files import write_json
-from w2wpp.images import to_tensor
+from machine import machine
+from w2wpp.base.drawing import generate_for
+from w2wpp.base.model import BaseModel
+from w2wpp.common.files import write_json
+from w2wpp.common.runs import command_line, versions
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation.table1 import Subjects, _person_scores, summary
 from w2wpp.inversion.gradient import InversionOptions, invert
-from w2wpp.inversion.objective import BankOptions
-from w2wpp.layout import Layout
-from w2wpp.runs import command_line, versions
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import embed_pictures
+from w2wpp.photos.images import to_tensor
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
 
 K, RIDGE = 1024, 0.1
 RESULTS = Path(__file__).parent / "results" / "directions.json"
@@ -45,33 +47,35 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--solver-steps", type=int, default=15)
     args = parser.parse_args()
-    base, data = BaseModel.load("tiny-faces"), WeightDataset.open("tiny-faces")
-    sitters = Sitters.of(AlignedFaces.open(args.faces), "val", None)
-    people = [subject.person for subject in sitters.subjects]
-    latents = base.encode_images(to_tensor([subject.input_photo for subject in sitters.subjects])).float()
+    base, data = BaseModel.load("tiny-faces"), WeightDataset.load("tiny-faces")
+    subjects = Subjects.of(AlignedFaces.load(args.faces), "val", None)
+    people = [subject.person for subject in subjects.people]
+    latents = base.encode_images(to_tensor([subject.input_photo for subject in subjects.people])).float()
     weights, pairs = data.rows(), pairs_of(data)
     pca = PcaSpace.fit(data, m=K)
-    plain, capped = InversionOptions(group=40), InversionOptions(group=40, bank=BankOptions(snr_cap=5.0))
-    ways: dict[str, tuple[Callable[[], Any], InversionOptions]] = {
-        "standardised": (lambda: pca.truncate(args.m), plain),
-        "standardised, min-SNR": (lambda: pca.truncate(args.m), capped),
-        "equal": (lambda: scaled(weights, data, equal(weights, data.layout), args.m), plain),
-        "product": (lambda: scaled(weights, data, product(weights, data.layout), args.m), plain),
-        "whitened": (lambda: of_directions(pca, whitened(pca.encode(weights), pairs, args.m)), plain),
-        "crossed": (lambda: of_directions(pca, crossed(pca.encode(weights), pairs, args.m)), plain),
+    options = InversionOptions(group=40)
+    ways: dict[str, Callable[[], Any]] = {
+        "standardised": lambda: pca.truncate(args.m),
+        "equal": lambda: scaled(weights, data, equal(weights, data.layout), args.m),
+        "product": lambda: scaled(weights, data, product(weights, data.layout), args.m),
+        "whitened": lambda: of_directions(pca, whitened(pca.encode(weights), pairs, args.m)),
+        "crossed": lambda: of_directions(pca, crossed(pca.encode(weights), pairs, args.m)),
     }
     rows = []
-    for name, (fit, options) in ways.items():
+    for name, fit in ways.items():
         space = fit()
         found = invert(base, space, latents, people, options)
         with torch.no_grad():
             adapters = space.decode(found.z)
-        drawn = generate_for(base, data.layout, adapters, people, options.prompt, args.pictures, steps=args.solver_steps)
-        scores = summary([_person_scores(sitters, i, embed_pictures(pictures)) for i, pictures in enumerate(drawn)])
+        drawn = generate_for(base, data.layout, adapters, people, data.prompting.prompt, args.pictures, steps=args.solver_steps)
+        scores = summary([_person_scores(subjects, i, embed_pictures(pictures)) for i, pictures in enumerate(drawn)])
         kept = {key: scores[key] for key in ("id_input", "id_input_se", "id_other", "id_other_se", "n", "missed")}
         rows.append({"name": name, **kept, "pictures": args.pictures * len(people)})
         print(rows[-1], flush=True)
-        write_json(RESULTS, {"command": command_line(), "versions": versions(), "split": "val", "seed": 0, "m": args.m, "rows": rows})
+        write_json(
+            RESULTS,
+            {"command": command_line(), "versions": versions(), "machine": machine(), "split": "val", "seed": 0, "m": args.m, "rows": rows},
+        )
 
 
 def pairs_of(data: WeightDataset) -> Tensor:

@@ -17,7 +17,6 @@ One that takes the table in memory is not started where that needs more memory t
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -30,12 +29,14 @@ import torch
 from sklearn.decomposition import PCA, IncrementalPCA
 from torch import Tensor
 
-from w2wpp.files import write_json
-from w2wpp.layout import Layout, Matrix
-from w2wpp.runs import command_line, versions
-from w2wpp.seeds import generator
+from machine import machine, memory_gib
+from w2wpp.common.files import write_json
+from w2wpp.common.precision import fast_dtype
+from w2wpp.common.runs import command_line, versions
+from w2wpp.common.seeds import generator
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout, Matrix
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
 
 WAYS = ("ours", "ours-exact", "sklearn-randomized", "sklearn-incremental", "torch-lowrank-4", "torch-lowrank-8", "torch-lowrank-12")
 SHARD, DIRECTIONS = 512, 2048
@@ -58,12 +59,6 @@ def main() -> None:
         print(json.dumps(work(args.worker, folder_of(args.folder, n, d), m, args)))
         return
     about = {"command": command_line(), "versions": {**versions(), "scikit-learn": sklearn.__version__}}
-    machine = {
-        "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory_of_machine(), 1),
-    }
     runs = []
     for n, d, m in sizes:
         begun = time.perf_counter()
@@ -73,13 +68,13 @@ def main() -> None:
             for way in args.ways.split(","):
                 runs.append({"n": n, "d": d, "m": m, "way": way, **started(way, n, d, m)})
                 print(runs[-1], file=sys.stderr)
-                write_json(Path(__file__).parent / "results" / args.out, {**about, "machine": machine, "runs": runs})
+                write_json(Path(__file__).parent / "results" / args.out, {**about, "machine": machine(), "runs": runs})
 
 
 def started(way: str, n: int, d: int, m: int) -> dict[str, object]:
     """What a way found, in a process of its own."""
     table = 4 * n * d / 2**30
-    if way not in ("ours", "ours-exact", "sklearn-incremental") and 2 * table > memory_of_machine():
+    if way not in ("ours", "ours-exact", "sklearn-incremental") and 2 * table > memory_gib():
         return {"ended": f"not started: the table and a copy take {2 * table:.0f} GiB in float32"}
     command = [sys.executable, __file__, *sys.argv[1:], "--sizes", f"{n}x{d}x{m}", "--worker", way]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -88,7 +83,7 @@ def started(way: str, n: int, d: int, m: int) -> dict[str, object]:
 
 
 def work(way: str, folder: Path, m: int, args: argparse.Namespace) -> dict[str, float]:
-    data = WeightDataset.open(folder)
+    data = WeightDataset.load(folder)
     start, before = time.perf_counter(), time.process_time()
     found: dict[str, float] = {}
     if way.startswith("ours"):
@@ -145,25 +140,16 @@ def layout_of(d: int) -> Layout:
 
 def generate(folder: Path, n: int, d: int) -> None:
     """Rows x = 0.01 (sum_k a_k u_k / sqrt(k) + e) with a, u and e standard normal; those that are there already stay."""
-    data = WeightDataset.open_or_create(folder, layout_of(d), "0" * 16, {"generated": [n, d]})
+    data = WeightDataset.load_or_create(folder, layout_of(d), "0" * 16, {"generated": [n, d]})
     directions = torch.randn(DIRECTIONS, d, generator=generator(0, "directions")) / (1 + torch.arange(DIRECTIONS))[:, None].sqrt()
-    directions = directions.bfloat16()
+    fast = fast_dtype()
+    directions = directions.to(fast)
     for start in range(len(data), n, SHARD):
         rows = min(SHARD, n - start)
         draw = generator(0, "rows", start)
         weights = torch.randn(rows, d, generator=draw)
-        weights += torch.randn(rows, DIRECTIONS, generator=draw).bfloat16() @ directions
+        weights += torch.randn(rows, DIRECTIONS, generator=draw).to(fast) @ directions
         data.append(weights.mul_(0.01), [str(start + i) for i in range(rows)], None, torch.bfloat16)
-
-
-def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else "unknown"
-
-
-def memory_of_machine() -> float:
-    """GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 if __name__ == "__main__":

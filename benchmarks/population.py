@@ -12,11 +12,12 @@ import math
 from pathlib import Path
 from statistics import fmean, stdev
 
-from w2wpp.files import write_json
-from w2wpp.reconstruction import reconstruct
-from w2wpp.runs import command_line, versions
+from machine import machine
+from w2wpp.common.files import write_json
+from w2wpp.common.runs import command_line, versions
+from w2wpp.dataset.weights import WeightDataset
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.reconstruct import reconstruct
 
 RESULTS = Path(__file__).parent / "results" / "population.json"
 
@@ -27,10 +28,10 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", help="datasets to fit to")
     parser.add_argument("--m", default="32,128,512,1024")
     args = parser.parse_args()
-    held_out = WeightDataset.open(args.held_out)
+    held_out = WeightDataset.load(args.held_out)
     ms, rows = [int(m) for m in args.m.split(",")], []
     for name in args.datasets:
-        data = WeightDataset.open(name)
+        data = WeightDataset.load(name)
         if shared := {of["person"] for of in data.labels} & {of["person"] for of in held_out.labels}:
             raise SystemExit(f"{name} holds {len(shared)} of the people to be held out")
         whole = PcaSpace.fit(data, m=max(ms))
@@ -39,7 +40,7 @@ def main() -> None:
             row = {"m": m, "lost": fmean(lost), "lost_se": stdev(lost) / math.sqrt(len(lost))}
             rows.append({"dataset": name, "n": len(data), "people": data.info()["people"], **row})
             print(rows[-1])
-    about = {"command": command_line(), "versions": versions(), "held_out": len(held_out)}
+    about = {"command": command_line(), "versions": versions(), "machine": machine(), "held_out": len(held_out)}
     write_json(RESULTS, {**about, "rows": rows})
 
 

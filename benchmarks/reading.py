@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from w2wpp.files import write_json
-from w2wpp.layout import Layout, Matrix
-from w2wpp.runs import command_line, versions
-from w2wpp.seeds import generator
-from w2wpp.weights import WeightDataset
+from machine import machine
+from w2wpp.common.files import write_json
+from w2wpp.common.runs import command_line, versions
+from w2wpp.common.seeds import generator
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout, Matrix
 
 SHARD, BLOCK = 512, 512
 RESULTS = Path(__file__).parent / "results" / "reading.json"
@@ -53,7 +54,7 @@ def main() -> None:
             found = compared(data, pieces, cold, args.rounds)
             results[f"{name}, {'cold' if cold else 'warm'}"] = found
             print(name, "cold" if cold else "warm", json.dumps(found))
-    about = {"command": command_line(), "versions": versions(), "cores": len(os.sched_getaffinity(0)), "cpu": cpu()}
+    about = {"command": command_line(), "versions": versions(), "machine": machine()}
     write_json(RESULTS, {**about, "n": args.n, "d": args.d, "rounds": args.rounds, "results": results})
 
 
@@ -143,16 +144,11 @@ def timed(act: Callable[[], None]) -> tuple[float, float]:
 
 def generated(folder: Path, n: int, d: int) -> WeightDataset:
     layout = Layout((Matrix("layer.lora_A.weight", (1, d - 1)), Matrix("layer.lora_B.weight", (1, 1))), 1, 1.0, ("layer",))
-    data = WeightDataset.open_or_create(folder, layout, "0" * 16, {"generated": [n, d]})
+    data = WeightDataset.load_or_create(folder, layout, "0" * 16, {"generated": [n, d]})
     for start in range(len(data), n, SHARD):
         rows = torch.randn(SHARD, d, generator=generator(0, "rows", start))
         data.append(rows, [str(start + i) for i in range(SHARD)], None, KEPT)
     return data
-
-
-def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from w2wpp.base_model import BaseModel
-from w2wpp.files import write_json
-from w2wpp.likeness import drawn_and_training
-from w2wpp.runs import command_line, versions
-from w2wpp.spaces.base import Space, load_space
+from machine import machine
+from w2wpp.base.model import BaseModel
+from w2wpp.common.files import write_json
+from w2wpp.common.runs import command_line, versions
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation.distinctness import drawn_and_training
+from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import VaeOptions, VaeSpace
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.vae import VaeSpace
+from w2wpp.spaces.vae_options import VaeOptions
 
 PROMPT = "photo of sks person"
 RESULTS = Path(__file__).parent / "results" / "samples.json"
@@ -32,12 +34,12 @@ def main() -> None:
     parser.add_argument("--solver-steps", type=int, default=15)
     parser.add_argument("--space", type=Path, action="append", default=[], help="a fitted space to draw from as well")
     args = parser.parse_args()
-    base, dataset = BaseModel.load("tiny-faces"), WeightDataset.open("tiny-faces")
+    base, dataset = BaseModel.load("tiny-faces"), WeightDataset.load("tiny-faces")
     spaces: dict[str, Space] = {"PCA-w2w, m = 128": PcaSpace.fit(dataset, m=128)}
-    spaces["VAE-w2w as published, m = 128"] = VaeSpace.fit(dataset, VaeOptions(m=128, widths=(1024, 1024, 512)))[0]
-    spaces["anchored VAE, m = 128 (embedded)"] = load_space("tiny-faces")
+    spaces["VAE-w2w as published, m = 128"] = VaeSpace.fit(dataset, VaeOptions(m=128, widths=(1024, 1024, 512)))
+    spaces["anchored VAE, m = 128 (embedded)"] = Space.load("tiny-faces")
     for file in args.space:
-        space = load_space(file)
+        space = Space.load(file)
         spaces[f"{space.kind}, m = {space.m}"] = space
     rows: dict[str, Any] = {}
     for name, space in spaces.items():
@@ -45,7 +47,7 @@ def main() -> None:
         rows.setdefault("training adapters", found["training"])
         rows[name] = found["drawn"] | {"bars": bars(found["drawn"], found["training"])}
         print(name, rows[name], flush=True)
-    write_json(RESULTS, {"command": command_line(), "versions": versions(), "seed": 0, "rows": rows})
+    write_json(RESULTS, {"command": command_line(), "versions": versions(), "machine": machine(), "seed": 0, "rows": rows})
 
 
 def bars(drawn: dict[str, Any], training: dict[str, Any]) -> dict[str, bool]:

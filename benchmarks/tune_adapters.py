@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from w2wpp.adapters import AdapterOptions, prior_latents, train_adapters
-from w2wpp.alignment import AlignedFaces
-from w2wpp.base_model import BaseModel
-from w2wpp.faces import Embedding, embed_pictures
-from w2wpp.files import read_json, write_json
-from w2wpp.images import Image
-from w2wpp.population import photo_latents
+from w2wpp.adapters.portraits import photo_latents
+from w2wpp.adapters.train import AdapterOptions, prior_latents, train_adapters
+from w2wpp.base.model import BaseModel
+from w2wpp.common.files import read_json, write_json
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import Embedding, embed_pictures
+from w2wpp.photos.images import Image
 
 PICTURES, GUIDANCE, SOLVER_STEPS, FIRST_SEED, LEAST_PHOTOS = 3, 2.0, 15, 1000, 3
 RESULTS = Path(__file__).parent / "results" / "tune_adapters.json"
@@ -67,7 +67,7 @@ TRIED = [
 
 
 def main(folder: str, source: str = "tiny-faces") -> None:
-    base, faces = BaseModel.load(source), AlignedFaces.open(folder)
+    base, faces = BaseModel.load(source), AlignedFaces.load(folder)
     people = [person for person in faces.of_split("val") if len(faces.people[person]) >= LEAST_PHOTOS]
     photos = [faces.photos(person) for person in people]
     unseen = mean_faces([own[(len(own) + 1) // 2 :] for own in photos])

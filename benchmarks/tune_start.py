@@ -3,7 +3,7 @@
     python benchmarks/tune_start.py faces64 [space] [encoder]
 
 Prints, for each set of options, the ID Score against photos that were not seen, against the input photo and against other
-people's, and the pictures without a face. Writes benchmarks/results/tune_start.json; an interrupted run goes on.
+people's, and the pictures without a face. Writes benchmarks/results/tune_start.json; an interrupted run resumes.
 """
 
 import sys
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from tune_adapters import mean_face, rows_so_far
-from w2wpp.adapters import AdapterOptions, from_start, options_for
-from w2wpp.alignment import AlignedFaces
-from w2wpp.base_model import BaseModel
-from w2wpp.evaluate import generate_for
-from w2wpp.faces import embed_pictures
-from w2wpp.files import write_json
-from w2wpp.images import Image
+from w2wpp.adapters.train import AdapterOptions, from_start, options_for
+from w2wpp.base.drawing import generate_for
+from w2wpp.base.model import BaseModel
+from w2wpp.common.files import write_json
+from w2wpp.evaluation.table1_methods import Subject, dreambooth
 from w2wpp.inversion.encoder import PhotoEncoder, encoder_start
-from w2wpp.methods import Subject, dreambooth
-from w2wpp.spaces.base import load_space
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import embed_pictures
+from w2wpp.photos.images import Image
+from w2wpp.spaces.base import Space
 
 PICTURES, GUIDANCE, SOLVER_STEPS, SEED, GROUP = 6, 2.0, 20, 5, 76
 RESULTS = Path(__file__).parent / "results" / "tune_start.json"
@@ -45,7 +45,7 @@ TRIED = [
 
 
 def main(folder: str, file: str = "tiny-faces", network: str = "tiny-faces") -> None:
-    base, faces, space = BaseModel.load("tiny-faces"), AlignedFaces.open(folder), load_space(file)
+    base, faces, space = BaseModel.load("tiny-faces"), AlignedFaces.load(folder), Space.load(file)
     start = encoder_start(space, PhotoEncoder.load(network))
     subjects = scorable([Subject.of(p, faces.photos(p)) for p in faces.of_split("val") if len(faces.people[p]) > 1])
     command = " ".join(["python benchmarks/tune_start.py", folder, file, network])
@@ -70,7 +70,7 @@ def main(folder: str, file: str = "tiny-faces", network: str = "tiny-faces") -> 
 
 
 def scorable(subjects: Sequence[Subject]) -> list[Subject]:
-    """Those in whose input photo and held-out photos the judge finds a face."""
+    """Those in whose input photo and held-out photos the face recogniser finds a face."""
     return [s for s in subjects if embed_pictures([s.input_photo])[0] is not None and mean_face(s.held_out) is not None]
 
 

