@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="w2wpp-tests-")  # what is remembered of files stays out of the home
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: no test asks the network
 
-from w2wpp.base_build import BaseSizes, build_pipeline
-from w2wpp.base_model import BaseModel
+from w2wpp.base.build import BaseSizes, build_pipeline
+from w2wpp.base.model import BaseModel
 from w2wpp.cli import main
-from w2wpp.files import write_text
-from w2wpp.images import write_image
-from w2wpp.layout import Layout
-from w2wpp.weights import WeightDataset
+from w2wpp.common.files import write_text
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.images import write_image
+
+# The same examples on every run, on a machine of any speed; `pytest --hypothesis-seed random` looks for others.
+settings.register_profile(
+    "w2w", deadline=None, derandomize=True, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("w2w")
 
 PICO = BaseSizes(
     image_size=16,
@@ -107,3 +116,8 @@ def write_faces(folder: Path, people: Mapping[str, int], size: int = 16, split: 
             lines.append({"person": person, "photo": f"{i}.jpg", "size": size, "status": "ok", "labels": {"split": split}})
     write_text(folder / "faces.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether numbers agree but for rounding: a product of the same numbers differs by a bit with their place in memory."""
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)

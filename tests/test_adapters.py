@@ -3,9 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from w2wpp import adapters
-from w2wpp.adapters import PRESETS, AdapterOptions, options_for, prior_latents, train_adapters
-from w2wpp.errors import W2WError
+from conftest import write_faces
+from w2wpp.adapters import train as adapters
+from w2wpp.adapters.population import portraits
+from w2wpp.adapters.train import PRESETS, AdapterOptions, options_for, prior_latents, train_adapters
+from w2wpp.common.errors import W2WError
+from w2wpp.photos.alignment import AlignedFaces
 
 OPTIONS = AdapterOptions(
     prompt="photo of sks person", prior_prompt="photo of a person", prior_pictures=3, steps=6, batch=2, prior_batch=1, lr=1e-2
@@ -15,7 +18,7 @@ OPTIONS = AdapterOptions(
 @pytest.fixture
 def exact(base, monkeypatch):
     """The base without bf16 products, so that results can be compared tightly."""
-    monkeypatch.setattr(type(base), "autocast", lambda self: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    monkeypatch.setenv("W2WPP_PRECISION", "float32")
     return base
 
 
@@ -52,7 +55,7 @@ def test_result_does_not_depend_on_the_number_of_cores(exact, monkeypatch, two_c
     monkeypatch.setattr(adapters, "WORTH_A_CORE", 2)
     two_shares = train_adapters(exact, layout, latents, people, OPTIONS, photos(exact, 3, 9))
     assert torch.get_num_threads() == 2
-    torch.testing.assert_close(two_shares.weights, one_share.weights, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(two_shares.weights, one_share.weights, atol=2e-4, rtol=1e-4)  # Adam divides by small numbers
     torch.testing.assert_close(two_shares.losses, one_share.losses, atol=1e-5, rtol=1e-4)
     assert two_shares.unet_evals == one_share.unet_evals
     with pytest.raises(W2WError, match="diverged"):
@@ -112,3 +115,10 @@ def test_defaults_follow_the_paper_for_stable_diffusion():
     assert options_for("stable-diffusion-v1-5/stable-diffusion-v1-5") == AdapterOptions()
     assert AdapterOptions().steps == 800 and AdapterOptions().lr == 1e-4 and AdapterOptions().alpha == 27
     assert options_for("tiny-faces") == PRESETS["tiny-faces"]
+
+
+def test_only_people_with_enough_photos_get_a_second_adapter(tmp_path):
+    faces = AlignedFaces.load(write_faces(tmp_path / "faces", {"one": 1, "three": 3, "five": 5}))
+    told = [(p.id, p.photos, p.half) for p in portraits(faces, ["one", "three", "five"], halves_from=4)]
+    assert told == [("one", (0,), ""), ("three", (0, 1, 2), ""), ("five", (0, 2, 4), "a"), ("five#b", (1, 3), "b")]
+    assert [p.half for p in portraits(faces, ["three"])] == ["a", "b"]

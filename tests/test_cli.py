@@ -1,35 +1,40 @@
 """The command line: quick help, one JSON object, dry runs that make nothing, and one clear line for bad input."""
 
+import ast
 import errno
+import inspect
 import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 import typer
 
 from conftest import Ended, write_faces
-from w2wpp.base_training import BaseTraining
+from w2wpp.base.train import BaseTraining
 from w2wpp.cli import app
+from w2wpp.cli.help import FIRST, PANELS
+from w2wpp.dataset.weights import WeightDataset
 from w2wpp.demo import DemoOptions
-from w2wpp.images import write_image
 from w2wpp.inversion.gradient import REFINED, InversionOptions
-from w2wpp.layout import Layout
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.images import write_image
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import VaeOptions
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.vae_options import VaeOptions
 
 Call = Callable[..., Ended]
 VERBS = {
-    "faces align", "base train", "base show", "adapters train", "dataset info", "dataset select", "dataset merge",
-    "dataset labels", "import",
-    "fit pca", "fit vae", "fit anchored-vae", "fit encoder",
+    "faces align", "base train", "base sharpen", "base show", "adapters train", "adapters status",
+    "dataset info", "dataset select", "dataset merge", "dataset labels", "import",
+    "fit pca", "fit vae", "fit anchored-vae", "fit encoder", "fit prior",
     "sample", "interpolate", "reconstruct", "edit", "invert", "generate", "score", "export", "evaluate", "demo",
+    "similar", "dedupe", "mix", "resize", "map", "explore",
 }  # fmt: skip
 
 
@@ -54,15 +59,6 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
     assert set(COMMANDS) == VERBS
 
 
-def test_the_readmes_commands_exist() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    lines = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("    w2w ")]
-    assert len(lines) >= 10
-    for _, *words in lines:
-        depth = 1 if words[0] in COMMANDS else 2
-        COMMANDS[" ".join(words[:depth])].make_context("w2w", words[depth:])  # raises for an option that is not there
-
-
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_option_has_help_and_files_come_with_a_dry_run(verb: str) -> None:
     for param in COMMANDS[verb].params:
@@ -71,27 +67,106 @@ def test_every_option_has_help_and_files_come_with_a_dry_run(verb: str) -> None:
     assert ("--out" in flags(verb)) == ("--dry-run" in flags(verb)) == ("--runs" in flags(verb))
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_ends_with_an_example_that_parses_and_has_its_options_in_panels(w2w: Call, verb: str) -> None:
+    """The example is parsed by typer, so that it cannot rot."""
+    command = COMMANDS[verb]
+    assert command.epilog.startswith(f"Example: w2w {verb}")
+    depth = len(verb.split())
+    command.make_context("w2w", shlex.split(command.epilog)[2 + depth :])
+    for param in command.params:
+        assert param.param_type_name == "argument" or param.rich_help_panel in PANELS
+        assert "[" not in param.help, f"{param.name} of {verb}: markup would swallow what is in brackets"
+    ended = w2w(*verb.split(), "--help")
+    assert ended.code == 0 and " ".join(ended.out.split()).endswith(command.epilog)
+    panels = [panel for panel in PANELS if f"─ {panel} ─" in ended.out]
+    assert "Output" in panels and panels == sorted(panels, key=lambda panel: ended.out.index(f"─ {panel} ─"))
+
+
+def test_w2w_alone_shows_the_pipeline_and_five_commands_that_parse(w2w: Call) -> None:
+    ended = w2w()
+    assert ended.code == 0
+    assert "photos -> base -> adapters -> dataset -> spaces -> inversion -> exchange -> evaluation" in ended.out
+    assert len(FIRST) == 5 and max(map(len, ended.out.splitlines())) <= 120
+    for line, _ in FIRST:
+        assert line in ended.out
+        name, *words = shlex.split(line)[1:]
+        COMMANDS[name].make_context("w2w", words)
+    for verb in VERBS:
+        assert all(word in ended.out for word in verb.split())
+
+
+def test_help_lists_the_verbs_in_the_order_of_the_pipeline(w2w: Call) -> None:
+    said = w2w("--help").out
+    order = ["faces", "base", "adapters", "dataset", "fit", "sample", "invert", "import", "score", "evaluate", "demo"]
+    places = [said.index(f"│ {name} ") for name in order]
+    assert places == sorted(places)
+
+
+def test_completion_can_be_installed(w2w: Call) -> None:
+    assert "--install-completion" in w2w("--help").out
+
+
+def numbers_of(function: Any) -> Iterator[tuple[str, Any]]:
+    """The options of a verb that are numbers, and what typer knows of each."""
+    for name, annotation in get_type_hints(function, include_extras=True).items():
+        kind, *about = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+        if {int, float} & {kind, *get_args(kind)}:
+            yield name, about[0] if about else None
+
+
+@pytest.mark.parametrize("group", [app, *(info.typer_instance for info in app.registered_groups)])
+def test_every_number_has_a_bound(group: Any) -> None:
+    for info in group.registered_commands:
+        for name, option in numbers_of(info.callback):
+            assert option is not None and option.min is not None, f"{name} of {info.callback.__name__}"
+
+
+@pytest.mark.parametrize("group", [app, *(info.typer_instance for info in app.registered_groups)])
+def test_a_verb_parses_calls_and_prints(group: Any) -> None:
+    """Below its signature and docstring a verb has 40 lines at most: what is longer belongs in the library."""
+    for info in group.registered_commands:
+        function = ast.parse(textwrap.dedent(inspect.getsource(info.callback))).body[0]
+        assert isinstance(function, ast.FunctionDef) and function.end_lineno and ast.get_docstring(function)
+        assert function.end_lineno - function.body[1].lineno < 40, function.name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fit vae --m 0", "'--m': Input should be greater than or equal to 1"),
+        ("fit vae --bogus 3", "No such option: --bogus"),
+        ("nosuch", "No such command 'nosuch'"),
+        ("invert", "Missing argument 'space'"),
+    ],
+)
+def test_a_command_line_that_is_wrong_says_so_in_one_line(w2w: Call, words: str, expected: str) -> None:
+    refused(w2w(*words.split()), expected, "--help` lists")
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, w2wpp.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def said(command: str, option: str) -> str:
-    """The help of an option."""
-    return next(given.help for given in COMMANDS[command].params if given.opts[0] == f"--{option}")
+    """What the help gives as the default of an option that has none of its own."""
+    return next(given.show_default for given in COMMANDS[command].params if given.opts[0] == f"--{option}")
 
 
 def test_flags_say_the_same_defaults_as_the_library() -> None:
     vae, inversion, base, demo = VaeOptions(), InversionOptions(), BaseTraining(), DemoOptions()
     for name in ("m", "epochs", "batch", "lr", "kl_weight", "warmup_epochs", "schedule", "variant"):
-        assert flags("fit vae")[f"--{name.replace('_', '-')}"] == getattr(vae, name)
-    assert flags("fit vae")["--widths"] == ",".join(map(str, vae.widths))
+        ours = getattr(vae, name)
+        assert name == "variant" or said("fit vae", name.replace("_", "-")).split(";")[0] == (
+            ours if isinstance(ours, str) else f"{ours:g}"
+        )
+    assert said("fit vae", "widths").split(";")[0] == ",".join(map(str, vae.widths))
     for name in ("prompt", "seed"):
         assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name) == getattr(REFINED, name)
     for name in ("steps", "batch", "lr"):
-        described = said("invert", name)
-        assert f"[default: {getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}]" in described
-    assert f"[default: {inversion.prior_weight:g}]" in said("invert", "prior-weight") and REFINED.prior_weight == inversion.prior_weight
+        assert said("invert", name) == f"{getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}"
+    assert said("invert", "prior-weight") == f"{inversion.prior_weight:g}" and REFINED.prior_weight == inversion.prior_weight
     assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
     assert flags("base train")["--denoiser-steps"] == base.denoiser.steps
     assert flags("base train")["--batch"] == base.denoiser.batch
@@ -101,8 +176,16 @@ def test_flags_say_the_same_defaults_as_the_library() -> None:
 @pytest.fixture
 def space(tmp_path: Path, dataset: Path) -> Path:
     """A PCA space of them."""
-    PcaSpace.fit(WeightDataset.open(dataset), m=4).save(tmp_path / "space.safetensors")
+    PcaSpace.fit(WeightDataset.load(dataset), m=4).save(tmp_path / "space.safetensors")
     return tmp_path / "space.safetensors"
+
+
+@pytest.mark.parametrize("verb", sorted(verb for verb in VERBS if "--dry-run" in flags(verb)))
+def test_a_dry_run_of_each_example_says_its_options_and_nothing_of_python(w2w: Call, verb: str, tmp_path: Path) -> None:
+    said = w2w(*shlex.split(COMMANDS[verb].epilog)[2:], "--dry-run", "--runs", tmp_path / "runs", "--json").json()["options"]
+    assert {param.name for param in COMMANDS[verb].params} - {"dry_run", "as_json", "runs", "help"} <= said.keys()
+    assert not [value for value in said.values() if "<" in str(value)]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_shows_the_resolved_options_and_makes_nothing(w2w: Call, tmp_path: Path, dataset: Path) -> None:

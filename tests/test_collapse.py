@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-import collapse as bench
+import collapse_vae as bench
 from conftest import Ended
-from w2wpp.layout import Layout, Matrix
-from w2wpp.likeness import likeness_of
-from w2wpp.spaces.vae import VaeOptions, VaeSpace, collapse, kept_directions, kl_divergence
-from w2wpp.weights import WeightDataset
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation.collapse import collapse, kept_directions
+from w2wpp.evaluation.distinctness import likeness_of
+from w2wpp.lora.layout import Layout, Matrix
+from w2wpp.spaces.networks import kl_divergence
+from w2wpp.spaces.vae import VaeSpace
+from w2wpp.spaces.vae_options import VaeOptions
 
 M, D = 4, 12
 LAYOUT = Layout((Matrix("layer.lora_A.weight", (1, D - 2)), Matrix("layer.lora_B.weight", (2, 1))), 1, 1.0, ("layer",))
@@ -91,7 +94,7 @@ def test_what_the_threshold_foretells_is_what_the_best_linear_vae_has(threshold:
 @pytest.mark.parametrize(("threshold", "kept"), [(0.1, 0), (0.002, 3)])
 def test_a_trained_linear_vae_keeps_the_directions_above_the_threshold(threshold: float, kept: int) -> None:
     weights = adapters()
-    space, _ = VaeSpace.fit(weights, replace(LINEAR, kl_weight=weight_for(threshold)), layout=LAYOUT, device="cpu")
+    space = VaeSpace.fit(weights, replace(LINEAR, kl_weight=weight_for(threshold)), layout=LAYOUT, device="cpu")
     found = collapse(space, weights)
     assert found["active_units"] == found["directions_kept"] == kept
     largest = 0.5 * math.log(VARIANCES[0] / threshold) if kept else 0.0
@@ -126,10 +129,10 @@ def test_fit_vae_draws_only_when_asked(w2w: Callable[..., Ended], tmp_path: Path
 
 
 def test_the_benchmark_trains_the_published_vae_as_the_package_does(dataset: Path) -> None:
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     options = VaeOptions(m=3, widths=(8,), epochs=3, batch=4, warmup_epochs=1)
     adapters = bench.Adapters.of(data)
-    space, _ = VaeSpace.fit(data, options, device="cpu")
+    space = VaeSpace.fit(data, options, device="cpu")
     trained, _ = bench.train(adapters, bench.Recipe("as published", options))
     torch.testing.assert_close(trained.state_dict(), {**trained.state_dict(), **space.state_dict()})
     torch.testing.assert_close(trained.decode(trained.encode(data.rows())), space.decode(space.encode(data.rows())))
@@ -139,7 +142,7 @@ def test_the_benchmark_trains_the_published_vae_as_the_package_does(dataset: Pat
     "remedy", [{"standardised": True}, {"equal_matrices": True}, {"learned_sigma": True}, {"free_bits": 0.5}, {"tanh": False}]
 )
 def test_each_remedy_of_the_benchmark_trains_and_is_measured(dataset: Path, remedy: dict) -> None:
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     recipe = bench.Recipe("one", VaeOptions(m=3, widths=(8,), epochs=2, batch=4, warmup_epochs=0), **remedy)
     space, curve = bench.train(bench.Adapters.of(data), recipe)
     assert space.decode(space.encode(data.rows())).isfinite().all()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from w2wpp.comparison import compared, paired
+from w2wpp.evaluation.paired import compared, paired
 
 
 def row(method: str, space: str | None, m: int | None, scores: dict[str, float | None]) -> dict[str, object]:

@@ -4,9 +4,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
 
-from w2wpp.cpu import suit_cpu
-from w2wpp.layout import Layout
-from w2wpp.lora import adapted
+from w2wpp.base.cpu import suit_cpu
+from w2wpp.lora.batched import adapted
+from w2wpp.lora.layout import Layout
 
 EVERYWHERE = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 

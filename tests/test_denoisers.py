@@ -19,11 +19,11 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from conftest import Ended
-from w2wpp.base_model import BaseModel
-from w2wpp.denoiser import Denoiser
-from w2wpp.errors import W2WError
-from w2wpp.lora import adapted
-from w2wpp.weights import WeightDataset
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.exchange.denoiser import Denoiser
+from w2wpp.lora.batched import adapted
 
 Command = Callable[..., Ended]
 WIDTHS: dict[str, Any] = {
@@ -139,14 +139,13 @@ def test_in_and_out_by_the_real_library(w2w: Command, tmp_path: Path, kind: str,
     w2w("import", tmp_path / "in", "--out", tmp_path / "data", *common).json()
     out = tmp_path / ("out.safetensors" if form in ("diffusers", "kohya") else "out")
     ended = w2w("export", "--dataset", tmp_path / "data", "--format", form, "--out", out, *common)
-    if (kind, form) == ("sd3", "kohya"):
-        assert ended.code == 2 and "transformer" in ended.err and not out.exists()
-        return
     ended.json()
     fresh = made(kind)
-    if form == "w2w":
+    if form == "w2w" or (kind, form) == ("sd3", "kohya"):  # diffusers reads no file of kohya's for Stable Diffusion 3
+        if form == "kohya":
+            assert any(key.startswith("lora_unet_joint_blocks_0_x_block_attn_qkv.") for key in load_file(out))
         w2w("import", out, "--alpha", 3, "--out", tmp_path / "again", *common).json()
-        data = WeightDataset.open(tmp_path / "again")
+        data = WeightDataset.load(tmp_path / "again")
         with adapted(denoiser_of(fresh), data.layout, data.rows()):
             found = output(denoiser_of(fresh))
     elif form == "peft":

@@ -1,19 +1,23 @@
 """Edits: planted directions, strengths in standard deviations, attributes that stay, composition, delayed injection."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import edit_scores
+import edits
 from conftest import Ended
-from w2wpp.base_model import BaseModel
-from w2wpp.edits import (
+from w2wpp.base.drawing import edited_rows, picture_rows
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.edits import (
     Direction,
     attribute_directions,
     attributes,
@@ -22,18 +26,12 @@ from w2wpp.edits import (
     debias,
     decoded_scale,
     edit,
-    edited_rows,
     fit_direction,
     read_labels,
     ridge_weights,
 )
-from w2wpp.errors import W2WError
-from w2wpp.figures import picture_rows
-from w2wpp.layout import Layout
-from w2wpp.point_files import load_points, save_points
-from w2wpp.spaces.base import load_space
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.point_files import load_points, save_points
 
 N, M = 400, 12
 PEOPLE = [f"person-{i // 2}" for i in range(N)]
@@ -163,7 +161,7 @@ def test_labels_become_attributes() -> None:
     [
         ("name,beard\na,1\n", "`id` or `person`"),
         ("id\nperson-0\n", "`id` or `person`"),
-        ("", "columns none"),
+        ("", "it is empty"),
         ("id,beard\nnobody,1\n", "names nobody"),
         ("id,beard\nperson-0,1\nperson-0,0\n", "twice"),
     ],
@@ -171,11 +169,11 @@ def test_labels_become_attributes() -> None:
 def test_a_csv_that_is_none_of_labels(tmp_path: Path, dataset: Path, text: str, words: str) -> None:
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(W2WError, match=words):
-        read_labels(tmp_path / "labels.csv", WeightDataset.open(dataset))
+        read_labels(tmp_path / "labels.csv", WeightDataset.load(dataset))
 
 
 def test_attributes_that_cannot_be_fitted(tmp_path: Path, dataset: Path, z: Tensor) -> None:
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     space = PcaSpace.fit(data, m=4)
     (tmp_path / "labels.csv").write_text("person,same,few\n" + "".join(f"person-{i},1,{i if i < 3 else ''}\n" for i in range(10)))
     labels = read_labels(tmp_path / "labels.csv", data)
@@ -189,7 +187,7 @@ def test_attributes_that_cannot_be_fitted(tmp_path: Path, dataset: Path, z: Tens
 
 
 def test_the_decoded_scale_of_pca_is_its_spread(dataset: Path) -> None:
-    space = PcaSpace.fit(WeightDataset.open(dataset), m=4)
+    space = PcaSpace.fit(WeightDataset.load(dataset), m=4)
     scale = decoded_scale(space)
     expected = (space.spread[:, None] * space.components * space.scale).norm(dim=1)
     torch.testing.assert_close(scale, expected / expected.square().mean().sqrt(), rtol=1e-3, atol=0)
@@ -210,43 +208,31 @@ def test_a_delayed_edit_is_the_original_before_and_the_edited_model_after(base: 
         at(1.5)
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    """benchmarks/edits.py, which is no part of the package."""
-    path = Path(__file__).parents[1] / "benchmarks" / "edits.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_edits", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_balanced_accuracy_is_one_for_perfect_scores_and_half_for_a_constant(benchmark: ModuleType) -> None:
+def test_balanced_accuracy_is_one_for_perfect_scores_and_half_for_a_constant() -> None:
     labels = torch.tensor([0.0, 0, 0, 1])
-    assert benchmark.balanced_accuracy(labels, labels) == 1
-    assert benchmark.balanced_accuracy(1 - labels, labels) == 0
-    assert benchmark.balanced_accuracy(torch.ones(4), labels) == benchmark.balanced_accuracy(torch.zeros(4), labels) == 0.5
-    assert benchmark.balanced_accuracy(torch.tensor([0.0, 0, 1, 1]), labels) == pytest.approx((2 / 3 + 1) / 2)
+    assert edit_scores.balanced_accuracy(labels, labels) == 1
+    assert edit_scores.balanced_accuracy(1 - labels, labels) == 0
+    assert edit_scores.balanced_accuracy(torch.ones(4), labels) == edit_scores.balanced_accuracy(torch.zeros(4), labels) == 0.5
+    assert edit_scores.balanced_accuracy(torch.tensor([0.0, 0, 1, 1]), labels) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_the_classifier_finds_a_planted_attribute_and_its_scores_are_0_and_1_at_the_labels_means(benchmark: ModuleType) -> None:
+def test_the_classifier_finds_a_planted_attribute_and_its_scores_are_0_and_1_at_the_labels_means() -> None:
     labels = torch.tensor([1.0, 0]).repeat(30)
     faces = draw(60, 2, 512).numpy()
     faces[:, :, 0] += 8 * labels.numpy()[:, None]
     faces[3, 1] = np.nan  # no face found
-    found = benchmark.Classifier.fit(faces, labels, [f"person-{i}" for i in range(60)])
+    found = edit_scores.Classifier.fit(faces, labels, [f"person-{i}" for i in range(60)])
     assert found.n == 119 and found.accuracy > 0.9 and found.auc > 0.95
     fresh = draw(60, 2, 512, seed=1).numpy()
     fresh[:, :, 0] += 8 * labels.numpy()[:, None]
-    pictures = benchmark.Drawn(np.zeros((60, 2, 1, 1, 3), np.uint8), fresh)
+    pictures = edit_scores.Drawn(np.zeros((60, 2, 1, 1, 3), np.uint8), fresh)
     report = found.report(pictures, pictures, labels)
     assert report["accuracy_scored_people"] > 0.9 and report["auc_scored_people"] == report["auc_scored_people_unencoded"]
     means = [float(found(fresh)[labels == label].mean()) for label in (0, 1)]
     assert means == pytest.approx([0, 1], abs=0.2)
 
 
-def test_the_floors_tell_people_from_image_seeds(benchmark: ModuleType) -> None:
+def test_the_floors_tell_people_from_image_seeds() -> None:
     def unit(*at: int) -> np.ndarray:
         return sum(np.eye(512)[i] for i in at) / len(at) ** 0.5
 
@@ -255,25 +241,25 @@ def test_the_floors_tell_people_from_image_seeds(benchmark: ModuleType) -> None:
     beside = np.array([[unit((i + 1) % 3, 10 + 2 * i + j) for j in range(2)] for i in range(3)])
     blank = np.zeros((3, 2, 1, 1, 3), np.uint8)
     own = np.array([unit(i) for i in range(3)])
-    row = benchmark.floors(benchmark.Drawn(blank, shown), benchmark.Drawn(blank, beside), {}, own)
+    row = edit_scores.floors(edit_scores.Drawn(blank, shown), edit_scores.Drawn(blank, beside), {}, own)
     expected = {"same_person_other_seed": 0.5, "other_people_same_seed": 0.5, "other_people_other_seed": 0, "photos": 0.5**0.5}
     for name, score in {**expected, "photos_other_people": 0}.items():
         assert row[f"id_{name}"] == pytest.approx(score)
 
 
-def test_the_people_scored_are_no_others_and_each_seed_is_their_own(benchmark: ModuleType) -> None:
+def test_the_people_scored_are_no_others_and_each_seed_is_their_own() -> None:
     people = [f"person-{i // 2}" for i in range(40)]
     man = torch.tensor([float("nan"), 1, 0, 1]).repeat_interleave(2).repeat(5)
-    test, train = benchmark.balanced(people, man, (4, 6), 0)
+    test, train = edits.balanced(people, man, (4, 6), 0)
     assert [float(man[i]) for i in test] == [1, 1, 0, 0] and [float(man[i]) for i in train] == [1] * 3 + [0] * 3
     assert not {people[i] for i in test} & {people[i] for i in train} and all(i % 2 == 0 for i in test + train)
     with pytest.raises(W2WError, match="Ask for fewer"):
-        benchmark.balanced(people, man, (4, 40), 0)
-    assert len({seed for person in people for seed in benchmark.image_seeds(0, person, 3)}) == 60
+        edits.balanced(people, man, (4, 40), 0)
+    assert len({seed for person in people for seed in edits.image_seeds(0, person, 3)}) == 60
 
 
 def test_edit_from_the_command_line(w2w: Callable[..., Ended], tmp_path: Path, pico: Path, dataset: Path) -> None:
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     space = PcaSpace.fit(data, m=4)
     space.save(tmp_path / "space.safetensors")
     z = space.sample(2)
@@ -287,7 +273,7 @@ def test_edit_from_the_command_line(w2w: Callable[..., Ended], tmp_path: Path, p
     assert ended["points"] == ["y-edited"]
     assert ended["attributes"]["age"]["strength"] == 2 and ended["attributes"]["hat"]["strength"] == 0
     assert Path(ended["sheet"]).is_file()
-    edited, _ = load_points(Path(ended["out"]) / "points.safetensors", load_space(tmp_path / "space.safetensors"))
+    edited, _ = load_points(Path(ended["out"]) / "points.safetensors", Space.load(tmp_path / "space.safetensors"))
     age, hat = attribute_directions(space, data, ["age", "hat"], read_labels(tmp_path / "labels.csv", data))
     change = edited - z[1:]
     assert float(predicted(age, change)) == pytest.approx(2, abs=1e-4)

@@ -13,24 +13,26 @@ import torch
 from numpy.typing import NDArray
 
 from conftest import write_faces
-from w2wpp import base_model, evaluate
-from w2wpp import methods as ways
-from w2wpp.adapters import AdapterOptions
-from w2wpp.alignment import AlignedFaces
-from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
-from w2wpp.evaluate import generate_for, id_score, summary, table1
-from w2wpp.faces import Face, Image
+from w2wpp.adapters.train import AdapterOptions
+from w2wpp.base.drawing import generate_for
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation import table1 as evaluate
+from w2wpp.evaluation import table1_methods as ways
+from w2wpp.evaluation.id_score import id_score
+from w2wpp.evaluation.table1 import summary, table1
+from w2wpp.evaluation.table1_methods import Subject, Table1Options
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.gradient import PUBLISHED, InversionOptions
-from w2wpp.layout import Layout
-from w2wpp.lora import initial_weights
-from w2wpp.methods import Subject, Table1Options
-from w2wpp.point_files import fingerprint
+from w2wpp.lora.batched import initial_weights
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.faces import Face, Image
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.vae import VaeOptions
-from w2wpp.weights import WeightDataset
+from w2wpp.spaces.point_files import fingerprint
+from w2wpp.spaces.vae_options import VaeOptions
 
 SMALL = Table1Options(
     ms=(2, 3), pictures=2, solver_steps=2, group=2, inversion=InversionOptions(steps=2), vae=VaeOptions(widths=(8,), epochs=1)
@@ -45,8 +47,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
 
 
-class ColourJudge:
-    """A judge that needs no network: a face is a picture with a pixel that is not black, its embedding the mean colour."""
+class ColourRecogniser:
+    """A face recogniser that needs no network: a face is a picture with a pixel that is not black, its embedding the mean colour."""
 
     def detect(self, image: Image) -> list[Face]:
         points = np.zeros((5, 2), np.float32)
@@ -57,7 +59,7 @@ class ColourJudge:
         return colour / np.linalg.norm(colour)
 
 
-JUDGE = ColourJudge()
+RECOGNISER = ColourRecogniser()
 
 
 def plain(*colour: int) -> Image:
@@ -69,14 +71,14 @@ YELLOW = plain(255, 255, 0)
 
 
 def test_id_score_is_the_mean_over_pairs_with_faces() -> None:
-    score = id_score([RED, YELLOW, BLACK], [RED, GREEN, BLACK, BLACK], JUDGE)
+    score = id_score([RED, YELLOW, BLACK], [RED, GREEN, BLACK, BLACK], RECOGNISER)
     assert score.mean == pytest.approx((1 + 0 + 2 * math.sqrt(0.5)) / 4)
     assert (score.n_pairs, score.missed, score.photos_missed) == (4, 1, 2)
-    blind = id_score([BLACK], [RED], JUDGE)
+    blind = id_score([BLACK], [RED], RECOGNISER)
     assert math.isnan(blind.mean) and (blind.n_pairs, blind.missed) == (0, 1)
 
 
-def test_the_real_judge_knows_a_face_from_none() -> None:
+def test_the_real_recogniser_knows_a_face_from_none() -> None:
     from skimage.data import astronaut
 
     face = astronaut()[:256, 96:352]
@@ -105,7 +107,7 @@ def test_no_method_sees_a_held_out_photo(n: int) -> None:
 
 
 def test_a_persons_pictures_do_not_depend_on_company(base: BaseModel, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_model, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setenv("W2WPP_PRECISION", "float32")
     weights = initial_weights(layout) + 0.1 * torch.randn(3, layout.d, generator=torch.Generator().manual_seed(0))
     keys = ["Ada", "Grace", "Ida"]
     rows = generate_for(base, layout, weights, keys, "photo of sks person", 2, steps=3, group=2)
@@ -121,10 +123,10 @@ def test_a_persons_pictures_do_not_depend_on_company(base: BaseModel, layout: La
 def faces(tmp_path: Path) -> AlignedFaces:
     """Two people to score, one with a single photo, one whose input photo shows no face."""
     folder = write_faces(tmp_path / "faces", {"Ada": 4, "Grace": 3, "Ida": 1, "Unseen": 2}, split="test")
-    from w2wpp.images import write_image
+    from w2wpp.photos.images import write_image
 
     write_image(folder / "Unseen" / "0.png", BLACK)
-    return AlignedFaces.open(folder)
+    return AlignedFaces.load(folder)
 
 
 @pytest.fixture
@@ -133,11 +135,11 @@ def adapters(tmp_path: Path, base: BaseModel, layout: Layout) -> WeightDataset:
     data = WeightDataset.create(tmp_path / "adapters", layout, base.id, {"adapters": asdict(TRAINED)})
     weights = initial_weights(layout) + 0.02 * torch.randn(10, layout.d, generator=torch.Generator().manual_seed(0))
     data.append(weights, [f"p{i}" for i in range(10)], [{"person": f"p{i}"} for i in range(10)])
-    return WeightDataset.open(tmp_path / "adapters")
+    return WeightDataset.load(tmp_path / "adapters")
 
 
 def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces) -> None:
-    table = table1(base, adapters, faces, seed=3, options=SMALL, judge=JUDGE)
+    table = table1(base, adapters, faces, seed=3, options=SMALL, recogniser=RECOGNISER)
     assert {"split", "base", "command", "seed", "versions", "rows"} <= set(table)
     assert (table["split"], table["seed"], table["left_out"]) == ("test", 3, ["Unseen"])
     names = [(row["method"], row["space"], row["m"]) for row in table["rows"]]
@@ -157,22 +159,22 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
 
 
 def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces, tmp_path: Path) -> None:
-    space, _ = AnchoredVaeSpace.fit(adapters, AnchoredOptions(m=3, components=4, hidden=4, steps=1), device="cpu")
+    space = AnchoredVaeSpace.fit(adapters, AnchoredOptions(m=3, components=4, hidden=4, steps=1), device="cpu")
     space.save(tmp_path / "space.safetensors")
     trained = replace(SMALL, ms=(3,), trained=((str(tmp_path / "space.safetensors"), ""),))
-    rows = table1(base, adapters, faces, options=trained, judge=JUDGE)["rows"]
+    rows = table1(base, adapters, faces, options=trained, recogniser=RECOGNISER)["rows"]
     assert [(row["method"], row["space"]) for row in rows[-3:-1]] == [("inversion, published", "vae"), ("inversion, prior", "anchored-vae")]
     assert set(rows[-2]["against"]) == {"inversion, published", "inversion, prior"}
     with pytest.raises(W2WError, match="m = 4, at which searches are asked for"):
-        table1(base, adapters, faces, options=replace(trained, searches_m=4), judge=JUDGE)
+        table1(base, adapters, faces, options=replace(trained, searches_m=4), recogniser=RECOGNISER)
     with pytest.raises(W2WError, match="cannot read space"):
-        table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), judge=JUDGE)
+        table1(base, adapters, faces, options=replace(trained, trained=((str(tmp_path / "none"), ""),)), recogniser=RECOGNISER)
 
 
 def test_scores_are_against_the_photos_they_are_named_for(
     base: BaseModel, adapters: WeightDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from w2wpp.images import write_image
+    from w2wpp.photos.images import write_image
 
     folder = write_faces(tmp_path / "faces", {"Ada": 2, "Grace": 2}, split="test")
     for name, photos in {"Ada": [RED, GREEN], "Grace": [YELLOW, RED]}.items():
@@ -183,7 +185,7 @@ def test_scores_are_against_the_photos_they_are_named_for(
         return [[RED, BLACK], [RED, RED]]
 
     monkeypatch.setattr(evaluate, "generate_for", red)
-    row = table1(base, adapters, AlignedFaces.open(folder), options=SMALL, judge=JUDGE)["rows"][0]
+    row = table1(base, adapters, AlignedFaces.load(folder), options=SMALL, recogniser=RECOGNISER)["rows"][0]
     ada, grace = row["people"]
     half = math.sqrt(0.5)
     assert ada == {"person": "Ada", "id_input": 1, "id_other": 0, "id_other_people": pytest.approx((half + 1) / 2), "missed": 1}
@@ -204,7 +206,7 @@ def test_finished_rows_are_not_made_again(
 
     monkeypatch.setattr(ways, "inverted", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        table1(base, adapters, faces, options=SMALL, folder=folder, judge=JUDGE)
+        table1(base, adapters, faces, options=SMALL, folder=folder, recogniser=RECOGNISER)
     assert {path.stem for path in (folder / "rows").iterdir()} >= {"base", "dreambooth-many-photos", "inversion-prior-pca-3"}
     assert (folder / "sheets" / "inversion-prior-pca-3.png").exists()
 
@@ -213,17 +215,17 @@ def test_finished_rows_are_not_made_again(
 
     monkeypatch.setattr(ways, "inverted", real)
     monkeypatch.setattr(ways, "dreambooth", refuse)
-    resumed = table1(base, adapters, faces, options=SMALL, folder=folder, judge=JUDGE)
+    resumed = table1(base, adapters, faces, options=SMALL, folder=folder, recogniser=RECOGNISER)
     monkeypatch.undo()
     monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
-    whole = table1(base, adapters, faces, options=SMALL, judge=JUDGE)
+    whole = table1(base, adapters, faces, options=SMALL, recogniser=RECOGNISER)
 
     def scores(table: dict[str, Any]) -> list[Any]:
         return [row["people"] for row in table["rows"]]
 
     assert scores(resumed) == scores(whole)
     with pytest.raises(W2WError, match="other settings"):
-        table1(base, adapters, faces, options=replace(SMALL, pictures=3), folder=folder, judge=JUDGE)
+        table1(base, adapters, faces, options=replace(SMALL, pictures=3), folder=folder, recogniser=RECOGNISER)
 
 
 def test_a_dataset_that_knows_the_people_is_refused(
@@ -236,14 +238,14 @@ def test_a_dataset_that_knows_the_people_is_refused(
     encoder.save(tmp_path / "encoder.safetensors")
     trained = replace(SMALL, trained=((str(tmp_path / "space.safetensors"), str(tmp_path / "encoder.safetensors")),))
     with pytest.raises(W2WError, match=r"encoder\.safetensors learned from 1 people to be scored, such as Ada"):
-        table1(base, adapters, faces, options=trained, judge=JUDGE)
+        table1(base, adapters, faces, options=trained, recogniser=RECOGNISER)
     adapters.append(torch.zeros(1, layout.d), ["Ada"], [{"person": "Ada"}])
     with pytest.raises(W2WError, match="1 people to be scored, such as Ada"):
-        table1(base, adapters, faces, options=SMALL, judge=JUDGE)
+        table1(base, adapters, faces, options=SMALL, recogniser=RECOGNISER)
     started = WeightDataset.create(tmp_path / "started", layout, base.id, {**adapters.meta, "start": "encoder"})
     with pytest.raises(W2WError, match="trained from nothing"):
-        table1(base, started, faces, options=SMALL, judge=JUDGE)
+        table1(base, started, faces, options=SMALL, recogniser=RECOGNISER)
     with pytest.raises(W2WError, match="how its adapters were trained"):
-        table1(base, WeightDataset.open(dataset), faces, options=SMALL, judge=JUDGE)
+        table1(base, WeightDataset.load(dataset), faces, options=SMALL, recogniser=RECOGNISER)
     with pytest.raises(W2WError, match="nobody in split 'val'"):
-        table1(base, adapters, faces, "val", options=SMALL, judge=JUDGE)
+        table1(base, adapters, faces, "val", options=SMALL, recogniser=RECOGNISER)

@@ -11,15 +11,15 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from conftest import Ended
-from w2wpp.base_model import BaseModel
-from w2wpp.formats.gauge import canonical, to_weights
-from w2wpp.formats.lora_file import read_lora
-from w2wpp.formats.peft import write_peft
-from w2wpp.formats.single_file import write_diffusers, write_kohya
-from w2wpp.importing import layout_of
-from w2wpp.layout import Layout
-from w2wpp.lora import adapted
-from w2wpp.weights import WeightDataset
+from w2wpp.base.model import BaseModel
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.exchange.formats.canonical import canonical, to_weights
+from w2wpp.exchange.formats.diffusers import write_diffusers
+from w2wpp.exchange.formats.kohya import write_kohya
+from w2wpp.exchange.formats.lora_file import read_lora
+from w2wpp.exchange.formats.peft import write_peft
+from w2wpp.lora.batched import adapted
+from w2wpp.lora.layout import Layout, layout_of
 
 Command = Callable[..., Ended]
 
@@ -124,7 +124,7 @@ def test_files_of_many_tools_ranks_and_alphas_become_rows(w2w: Command, pico: Pa
     result = w2w(*words).json()
     assert (result["n"], result["rank"], result["imported"]) == (3, 4, 3)
     assert result["worst_rank_error"]["error"] < 1e-6
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     for name, (layout, weights) in made.items():
         row = data.rows([data.index_of(name)])[0]
         torch.testing.assert_close(ours(base, data.layout, row), ours(base, layout, weights), atol=1e-4, rtol=0)
@@ -142,7 +142,7 @@ def test_more_files_follow_in_the_layout_of_the_rows(w2w: Command, pico: Path, b
     (tmp_path / "second" / "old.ckpt").write_bytes(b"pickled")
     w2w("import", tmp_path / "first", "--out", tmp_path / "data", *words).json()
     write_kohya(tmp_path / "second" / "Ada.safetensors", thin, given)
-    twice = w2w("import", tmp_path / "second", "--out", tmp_path / "data", *words)
+    twice = w2w("import", tmp_path / "second", "--strict", "--out", tmp_path / "data", *words)
     assert twice.code == 2 and "would both be called Ada" in twice.err
     (tmp_path / "second" / "Ada.safetensors").unlink()
     labels = tmp_path / "labels.csv"
@@ -152,14 +152,14 @@ def test_more_files_follow_in_the_layout_of_the_rows(w2w: Command, pico: Path, b
     labels.write_text("file,age\nAda/pytorch_lora_weights.safetensors,36\n")
     found = w2w("import", tmp_path / "second", "--labels", labels, "--out", tmp_path / "data", *words).json()
     assert (found["imported"], found["already_there"], found["rank"], found["pickles_left_out"]) == (1, 0, 3, ["old.ckpt"])
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert data.ids == ["one", "Ada"] and data.labels[1]["age"] == "36"
     torch.testing.assert_close(ours(base, data.layout, data.rows([1])[0]), ours(base, thin, given), atol=1e-4, rtol=0)
     w2w("import", tmp_path / "second", "--out", tmp_path / "thin", *words).json()
     for refused, said in (
         (w2w("import", tmp_path / "first", "--out", tmp_path / "thin", *words), "to_v is adapted here, and not in"),
         (w2w("import", tmp_path / "second", "--rank", 2, "--out", tmp_path / "data", *words), "rows of rank 3"),
-        (w2w("import", tmp_path / "second", "--out", tmp_path / "second" / "data", *words), "whose files are to be imported"),
+        (w2w("import", tmp_path / "second", "--out", tmp_path / "second" / "data", *words), "whose files are to be read"),
     ):
         assert refused.code == 2 and said in refused.err
 
@@ -180,7 +180,7 @@ def test_a_published_folder_is_read_column_by_its_name(w2w: Command, pico: Path,
     torch.save({key: [(shape[0] * shape[1],), torch.Size(shape)] for key, shape in keys.items()}, tmp_path / "weight_dimensions.pt")
     common = ("--base", pico, "--runs", tmp_path / "runs", "--json")
     assert w2w("import", tmp_path, "--out", tmp_path / "data", *common).json()["imported"] == 5
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert data.layout == layout and torch.equal(data.rows(), weights)
     # The same columns, kept in another order.
     backwards = list(reversed(layout.matrices))
@@ -188,14 +188,14 @@ def test_a_published_folder_is_read_column_by_its_name(w2w: Command, pico: Path,
     dims = {f"base_model.model.{m.name}": [(m.shape[0] * m.shape[1],), m.shape] for m in backwards}
     torch.save(dims, tmp_path / "weight_dimensions.pt")
     w2w("import", tmp_path, "--out", tmp_path / "again", *common).json()
-    assert torch.equal(WeightDataset.open(tmp_path / "again").rows(), weights)
+    assert torch.equal(WeightDataset.load(tmp_path / "again").rows(), weights)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_export_writes_one_file(w2w: Command, dataset: Path, pico: Path, base: BaseModel, tmp_path: Path, form: str) -> None:
     words = ("export", "--dataset", dataset, "--id", "person-3", "--base", pico, "--format", form, "--runs", tmp_path / "runs", "--json")
     out = Path(w2w(*words).json()["out"])
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     row, _ = to_weights(read_lora(out, base.pipeline.unet), data.layout)
     torch.testing.assert_close(ours(base, data.layout, row), ours(base, data.layout, data.rows([3])[0]), atol=1e-4, rtol=0)
     refused = w2w(*words, "--out", tmp_path / "folder")

@@ -1,22 +1,21 @@
 """Inversion goes down the loss, person by person, and what it finds can be saved."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from w2wpp import base_model
-from w2wpp.base_model import BaseModel, denoising_loss
-from w2wpp.errors import W2WError
-from w2wpp.formats.peft import read_peft, write_peft
+from w2wpp.base.denoising import denoising_loss
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.exchange.formats.peft import read_peft, write_peft
 from w2wpp.inversion.gradient import PUBLISHED, InversionOptions, Inverted, invert
-from w2wpp.inversion.objective import Bank, BankOptions
-from w2wpp.layout import Layout
-from w2wpp.lora import initial_weights
-from w2wpp.point_files import load_points, save_points
+from w2wpp.inversion.objective import NoisePairs, PairOptions
+from w2wpp.lora.batched import initial_weights
+from w2wpp.lora.layout import Layout
 from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.point_files import load_points, save_points
 
 KEYS = ["Ada", "Grace", "Ida"]
 SHORT = InversionOptions(steps=4, batch=2, prompt="photo of sks person")
@@ -25,7 +24,7 @@ SHORT = InversionOptions(steps=4, batch=2, prompt="photo of sks person")
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32, so that equal means equal on every processor."""
-    monkeypatch.setattr(base_model, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setenv("W2WPP_PRECISION", "float32")
 
 
 def fit(base: BaseModel, layout: Layout, seed: int = 0) -> PcaSpace:
@@ -44,7 +43,7 @@ def latents(base: BaseModel) -> Tensor:
     return torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(3))
 
 
-def bank_loss(base: BaseModel, space: PcaSpace, z: Tensor, latents: Tensor) -> Tensor:
+def pairs_loss(base: BaseModel, space: PcaSpace, z: Tensor, latents: Tensor) -> Tensor:
     """The loss of each person on draws that inversion did not see: [k]."""
     draw = torch.Generator().manual_seed(9)
     timesteps = torch.linspace(0, 999, 16).long().expand(len(z), -1)
@@ -56,10 +55,10 @@ def bank_loss(base: BaseModel, space: PcaSpace, z: Tensor, latents: Tensor) -> T
 
 
 def test_every_persons_loss_falls_on_draws_that_were_not_seen(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
-    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4, early_stop=False, bank=BankOptions(draws=32)))
+    found = invert(base, space, latents, KEYS, InversionOptions(steps=40, batch=4, pairs=PairOptions(draws=32)))
     assert found.losses.shape == (40, 3) and found.unet_evals == 160
-    before = bank_loss(base, space, torch.zeros_like(found.z), latents)
-    assert (bank_loss(base, space, found.z, latents) < before).all()
+    before = pairs_loss(base, space, torch.zeros_like(found.z), latents)
+    assert (pairs_loss(base, space, found.z, latents) < before).all()
 
 
 def test_a_person_is_the_same_alone_and_in_company(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
@@ -127,50 +126,34 @@ def test_points_know_their_space(base: BaseModel, layout: Layout, space: PcaSpac
         load_points(tmp_path / "space.safetensors", space)
 
 
-def draw_bank(base: BaseModel, latents: Tensor, keys: list[str], **options: object) -> Bank:
-    return Bank.draw(base, [photo[None] for photo in latents], keys, "photo of sks person", BankOptions(**options))  # type: ignore[arg-type]
+def draw_pairs(base: BaseModel, latents: Tensor, keys: list[str], **options: object) -> NoisePairs:
+    return NoisePairs.draw(base, [photo[None] for photo in latents], keys, "photo of sks person", PairOptions(**options))  # type: ignore[arg-type]
 
 
 def test_a_bank_covers_the_schedule_in_every_stretch_and_cancels_its_noise(base: BaseModel, latents: Tensor) -> None:
-    bank = draw_bank(base, latents, KEYS, draws=64)
+    pairs = draw_pairs(base, latents, KEYS, draws=64)
     for begin in range(0, 48, 2):
-        stretch = bank.timesteps[:, begin : begin + 16].sort(1).values
+        stretch = pairs.timesteps[:, begin : begin + 16].sort(1).values
         assert (stretch.diff(dim=1).max(1).values < 350).all()  # 8 timesteps, each with noise of both signs
-    assert torch.equal(bank.noise[:, 0::2], -bank.noise[:, 1::2])
-    alone = draw_bank(base, latents[1:2], KEYS[1:2], draws=64)
-    assert torch.equal(alone.noise[0], bank.noise[1]) and torch.equal(alone.timesteps[0], bank.timesteps[1])
+    assert torch.equal(pairs.noise[:, 0::2], -pairs.noise[:, 1::2])
+    alone = draw_pairs(base, latents[1:2], KEYS[1:2], draws=64)
+    assert torch.equal(alone.noise[0], pairs.noise[1]) and torch.equal(alone.timesteps[0], pairs.timesteps[1])
 
 
-def test_importance_leaves_the_schedules_mean_weight_at_one(base: BaseModel, latents: Tensor) -> None:
-    bank = draw_bank(base, latents, KEYS, draws=2000, snr_cap=5.0, antithetic=False)
-    assert abs(float(bank.importance.mean()) - 1) < 0.02 and float(bank.importance.std()) > 0.1
+def test_no_pairs_are_refused() -> None:
     with pytest.raises(W2WError, match="above 0"):
-        BankOptions(draws=0)
+        PairOptions(draws=0)
 
 
 def test_several_photos_of_a_person_are_taken_in_turn(base: BaseModel, latents: Tensor) -> None:
-    bank = Bank.draw(base, [latents], ["Ada"], "photo of sks person", BankOptions(draws=12))
-    assert torch.equal(bank.latents[0, 0], bank.latents[0, 1]) and torch.equal(bank.latents[0, 0], latents[0].float())
-    assert torch.equal(bank.latents[0, 4], latents[2].float()) and torch.equal(bank.latents[0, 6], latents[0].float())
-
-
-def test_who_gains_nothing_in_a_pass_keeps_the_point_from_before(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
-    # Steps too long to go on for long; a pass is two of them.
-    wild = InversionOptions(steps=40, batch=4, lr=1.5, final_lr=1.0, bank=BankOptions(draws=8))
-    found, free = invert(base, space, latents, KEYS, wild), invert(base, space, latents, KEYS, replace(wild, early_stop=False))
-    assert found.unet_evals < free.unet_evals == 160
-    assert found.losses.shape == (40, 3) and found.path.shape == (41, 3, 6) and torch.equal(found.path[-1], found.z)
-    passes = free.losses.unflatten(0, (20, 2)).mean(1)  # [20, 3]
-    for i in range(3):
-        last = next((p for p in range(1, 20) if passes[p, i] >= passes[:p, i].min()), None)
-        assert torch.equal(found.z[i], free.path[-1 if last is None else 2 * last, i])
-    alone = invert(base, space, latents[1:2], KEYS[1:2], wild)
-    torch.testing.assert_close(alone.z[0], found.z[1], atol=1e-4, rtol=1e-4)
+    pairs = NoisePairs.draw(base, [latents], ["Ada"], "photo of sks person", PairOptions(draws=12))
+    assert torch.equal(pairs.latents[0, 0], pairs.latents[0, 1]) and torch.equal(pairs.latents[0, 0], latents[0].float())
+    assert torch.equal(pairs.latents[0, 4], latents[2].float()) and torch.equal(pairs.latents[0, 6], latents[0].float())
 
 
 def test_the_published_recipe_spends_400_draws_alone(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
     assert (PUBLISHED.steps, PUBLISHED.batch, PUBLISHED.lr, PUBLISHED.final_lr, PUBLISHED.prior_weight) == (400, 1, 0.1, 1.0, 0.0)
-    assert (PUBLISHED.bank.draws, PUBLISHED.bank.stratified, PUBLISHED.bank.antithetic) == (400, False, False)
+    assert (PUBLISHED.pairs.draws, PUBLISHED.pairs.stratified, PUBLISHED.pairs.antithetic) == (400, False, False)
 
 
 def test_a_start_is_where_the_path_begins_and_the_end_is_the_point(base: BaseModel, space: PcaSpace, latents: Tensor) -> None:
@@ -197,7 +180,7 @@ def test_a_search_without_gradients_lowers_the_loss(base: BaseModel, space: PcaS
     photos = [photo[None] for photo in latents]
     found = evolve(base, space, photos, KEYS, options)
     assert found.unet_evals == 12 * 12 * 4
-    before = bank_loss(base, space, torch.zeros_like(found.z), latents)
-    assert (bank_loss(base, space, found.z, latents) < before).all()
+    before = pairs_loss(base, space, torch.zeros_like(found.z), latents)
+    assert (pairs_loss(base, space, found.z, latents) < before).all()
     alone = evolve(base, space, photos[1:2], KEYS[1:2], options)
     torch.testing.assert_close(alone.z[0], found.z[1], atol=1e-3, rtol=0)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
+from w2wpp.common.errors import W2WError
+from w2wpp.lora.layout import Layout
 
 
 def test_flatten_is_the_inverse_of_unflatten(base):
@@ -34,3 +34,10 @@ def test_refusals_name_what_was_found_and_expected(base):
         one.flatten({key: value for key, value in matrices.items() if key != name})
     with pytest.raises(W2WError, match="has no matrix"):
         one.flatten({**matrices, "x.lora_A.weight": torch.zeros(1, 1)})
+
+
+def test_adapters_of_a_text_encoder_are_refused_where_it_would_be_left_out() -> None:
+    layers = {"down.to_q": torch.nn.Linear(4, 4), "text_encoder.text_model.fc1": torch.nn.Linear(4, 4)}
+    Layout.on({"down.to_q": layers["down.to_q"]}, rank=1, alpha=1, targets=("to_q",)).check_denoiser_alone()
+    with pytest.raises(W2WError, match=r"adapt the text_encoder too.*--drop-text-encoder"):
+        Layout.on(layers, rank=1, alpha=1, targets=("to_q", "fc1")).check_denoiser_alone()

@@ -9,18 +9,18 @@ from diffusers import UNet2DConditionModel
 from peft import PeftModel
 
 from conftest import Ended, write_faces
-from w2wpp.base_model import BaseModel
-from w2wpp.cli.common import SKS
+from w2wpp.base.model import BaseModel
+from w2wpp.dataset.weights import WeightDataset
 from w2wpp.demo import DemoOptions, run_demo
-from w2wpp.formats.peft import read_peft
-from w2wpp.images import read_image
+from w2wpp.exchange.formats.peft import read_peft
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.lora import adapted, initial_weights
-from w2wpp.spaces.base import load_space
-from w2wpp.weights import WeightDataset
+from w2wpp.lora.batched import adapted, initial_weights
+from w2wpp.photos.images import read_image
+from w2wpp.spaces.base import Space
 
 PEOPLE = {f"Person_{i}": 1 + i % 2 for i in range(10)}  # every second one has two photos, hence two adapters
 
+SKS = "photo of sks person"
 LEVELS = 4  # of 255: what bfloat16 in batches of another size may change
 
 
@@ -34,7 +34,7 @@ def test_from_photos_to_a_new_model(w2w: Callable[..., Ended], tmp_path: Path, p
     quick = ["--steps", 2, "--group", 4, "--prior-weight", 0, "--device", "cpu"]
     trained = w2w("adapters", "train", faces, "--out", data, "--base", pico, *quick, *common).json()
     assert trained["n"] == 15
-    assert {"Person_1", "Person_1#b"} <= set(WeightDataset.open(data).ids)
+    assert {"Person_1", "Person_1#b"} <= set(WeightDataset.load(data).ids)
 
     assert w2w("fit", "pca", data, "--m", 3, "--out", pca, *common).json()["m"] == 3
     fitted = w2w(
@@ -81,9 +81,9 @@ def test_adapters_begin_where_an_encoder_puts_the_photos(w2w: Callable[..., Ende
     w2w("fit", "encoder", space, faces, "--encoder-steps", 5, "--teacher", "photos", "--out", encoder, *common).json()
     start = ["--start-space", space, "--encoder", encoder]
     w2w("adapters", "train", faces, "--out", tmp_path / "started", *start, "--lr", 1e-9, *quick, *common).json()
-    started, plain = WeightDataset.open(tmp_path / "started"), WeightDataset.open(tmp_path / "plain")
+    started, plain = WeightDataset.load(tmp_path / "started"), WeightDataset.load(tmp_path / "plain")
     assert started.ids == plain.ids and started.meta["start"].endswith("of pca, m = 3")
-    fitted, network = load_space(space), PhotoEncoder.load(encoder)
+    fitted, network = Space.load(space), PhotoEncoder.load(encoder)
     one = [read_image(faces / "Person_0" / "0.png")]
     with torch.no_grad():
         begin = fitted.decode(network.points([one]))[0]
@@ -93,7 +93,7 @@ def test_adapters_begin_where_an_encoder_puts_the_photos(w2w: Callable[..., Ende
     assert (learned["blend"], learned["steps"]) == (0.5, 1) and plain.meta["adapters"]["blend"] == 1
     w2w("adapters", "train", faces, "--out", tmp_path / "whole", *start, "--blend", 1, "--lr", 1e-2, *quick, *common).json()
     w2w("adapters", "train", faces, "--out", tmp_path / "half", *start, "--lr", 1e-2, *quick, *common).json()
-    whole, half = (WeightDataset.open(tmp_path / name).rows([0])[0] for name in ("whole", "half"))
+    whole, half = (WeightDataset.load(tmp_path / name).rows([0])[0] for name in ("whole", "half"))
     first = started.rows([0])[0]
     torch.testing.assert_close(half - first, (whole - first) / 2, atol=2e-3, rtol=0.05)
     assert (whole - first).abs().max() > 5e-3

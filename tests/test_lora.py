@@ -3,8 +3,8 @@ from threading import Barrier
 
 import torch
 
-from w2wpp.layout import Layout
-from w2wpp.lora import adapted, initial_weights
+from w2wpp.lora.batched import adapted, initial_weights
+from w2wpp.lora.layout import Layout
 
 
 def run(base, n, context=None):

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import faults
-from w2wpp.formats.torch_files import TableFile, write_table
-from w2wpp.layout import Layout
-from w2wpp.merging import copy_rows
-from w2wpp.shards import GIB, rows_within
-from w2wpp.spaces.base import load_space
+import fault_basics
+from w2wpp.common.memory import GIB
+from w2wpp.dataset.select_merge import copy_rows
+from w2wpp.dataset.shards import rows_within
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.exchange.formats.torch_files import TableFile, write_table
+from w2wpp.lora.layout import Layout
+from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
 
 WIDE = Layout.of(nn.ModuleDict({"to_q": nn.Linear(50_000, 50_000, device="meta")}))
 MEMORY = 16 * 4 * WIDE.d / GIB  # four rows, each in four copies
@@ -27,7 +28,7 @@ SPARE = 96 * 2**20  # bytes a process may add to what it has: two mapped shards 
 @pytest.fixture
 def big(tmp_path: Path) -> WeightDataset:
     """500 rows of 100,000 numbers in ten shards, 200 MB."""
-    data = WeightDataset.create(tmp_path / "data", WIDE, faults.BASE)
+    data = WeightDataset.create(tmp_path / "data", WIDE, fault_basics.BASE)
     for shard in range(10):
         data.append(torch.full((50, WIDE.d), float(shard)), [f"{shard}-{i}" for i in range(50)])
     return data
@@ -42,7 +43,7 @@ def within(spare: int, act: Any) -> str:
         act()
         return "done"
 
-    return faults.in_child(limited)
+    return fault_basics.in_child(limited)
 
 
 def test_large_datasets_are_handled_in_little_memory(big: WeightDataset, tmp_path: Path) -> None:
@@ -74,13 +75,13 @@ def test_copies_hold_no_more_rows_than_the_memory_says(big: WeightDataset, tmp_p
 
 
 def test_a_space_is_mapped_and_decodes_in_little_more(tmp_path: Path) -> None:
-    space = PcaSpace(WIDE, faults.BASE, 500)
+    space = PcaSpace(WIDE, fault_basics.BASE, 500)
     space.components = torch.ones(500, WIDE.d, dtype=torch.bfloat16)  # 100 MB; 200 in float32
     space.save(tmp_path / "space.safetensors")
     file = (tmp_path / "space.safetensors").stat().st_size
 
     def decode() -> None:
-        assert load_space(tmp_path / "space.safetensors").decode(torch.ones(3, 500)).eq(500).all()
+        assert Space.load(tmp_path / "space.safetensors").decode(torch.ones(3, 500)).eq(500).all()
 
     assert within(file + SPARE, decode) == "done"
 
@@ -89,14 +90,16 @@ FIT = """
 import resource, sys
 from pathlib import Path
 import scipy.linalg, torch
+from w2wpp.common.precision import fast_dtype
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.weights import WeightDataset
+from w2wpp.dataset.weights import WeightDataset
 torch.set_num_threads(1)
-torch.zeros(64, 64).bfloat16() @ torch.zeros(64, 64).bfloat16(), scipy.linalg.eigh(torch.eye(64).numpy())  # start the libraries
+zeros = torch.zeros(64, 64, dtype=fast_dtype())
+zeros @ zeros, scipy.linalg.eigh(torch.eye(64).numpy())  # start the libraries
 used = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
 folder, solver, memory, spare = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 resource.setrlimit(resource.RLIMIT_DATA, (used + int(memory * 2**30) + spare,) * 2)
-print(PcaSpace.fit(WeightDataset.open(folder), m=8, solver=solver, memory=memory).n)
+print(PcaSpace.fit(WeightDataset.load(folder), m=8, solver=solver, memory=memory).n)
 """
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import Ended
+from conftest import Ended, close
 from test_spaces import BASE, LAYOUT, adapters
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
 from w2wpp.spaces import krylov, pca, streaming
-from w2wpp.spaces.base import load_space
+from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace, Solver
-from w2wpp.weights import WeightDataset
 
 decomposition = pytest.importorskip("sklearn.decomposition")
 
@@ -79,8 +79,8 @@ def test_every_solver_agrees_with_the_full_svd_of_scikit_learn(solver: Solver, k
 def test_streaming_is_as_good_where_the_processor_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = spectrum("slow", 900)
     exact = fitted(weights, 12, "exact")
-    for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(pca, "product_dtype", lambda dtype=dtype: dtype)
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv("W2WPP_PRECISION", dtype)
         lost = 1 - kept_share(fitted(weights, 12, "streaming"), weights) / kept_share(exact, weights)
         assert -1e-6 < lost < LOST["streaming"]
 
@@ -183,7 +183,7 @@ def test_an_update_of_a_dataset_takes_what_was_appended(tmp_path: Path, w2w: Cal
     data.append(weights[40:], [str(i) for i in range(40, 60)])
     told = w2w("fit", "pca", tmp_path / "data", "--update", tmp_path / "old.safetensors", "--out", tmp_path / "new.safetensors", *common)
     assert told.json()["m"] == 20 and told.json()["n"] == 60
-    updated, expected = load_space(tmp_path / "new.safetensors"), fitted(weights[:40], 20).update(weights[40:])
+    updated, expected = Space.load(tmp_path / "new.safetensors"), fitted(weights[:40], 20).update(weights[40:])
     torch.testing.assert_close(updated.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
     other = WeightDataset.create(tmp_path / "other", WIDE, BASE)
     other.append(weights, [f"other {i}" for i in range(60)])
@@ -199,7 +199,7 @@ def test_components_in_bfloat16_take_half_the_space(tmp_path: Path) -> None:
     half = PcaSpace.fit(weights, m=50, layout=WIDE, base_id=BASE, dtype=torch.bfloat16)
     for name, space in (("full", full), ("half", half)):
         space.save(tmp_path / f"{name}.safetensors")
-    loaded = load_space(tmp_path / "half.safetensors")
+    loaded = Space.load(tmp_path / "half.safetensors")
     assert isinstance(loaded, PcaSpace) and loaded.components.dtype == torch.bfloat16
     saved = (tmp_path / "full.safetensors").stat().st_size - (tmp_path / "half.safetensors").stat().st_size
     assert abs(saved - 2 * 50 * WIDE.d) < 100
@@ -236,6 +236,6 @@ def test_pca_cut_to_fewer_components_is_the_fit_at_that_m(tmp_path: Path) -> Non
     cut = large.truncate(2)
     torch.testing.assert_close(cut.state_dict(), small.state_dict())
     cut.save(tmp_path / "cut.safetensors")
-    assert torch.equal(load_space(tmp_path / "cut.safetensors").decode(cut.sample(2)), cut.decode(cut.sample(2)))
+    assert close(Space.load(tmp_path / "cut.safetensors").decode(cut.sample(2)), cut.decode(cut.sample(2)))
     with pytest.raises(W2WError, match="has 6 components"):
         large.truncate(7)

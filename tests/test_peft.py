@@ -9,11 +9,11 @@ from diffusers import UNet2DConditionModel
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
-from w2wpp.formats.peft import CONFIG, TENSORS, read_peft, write_peft
-from w2wpp.layout import Layout
-from w2wpp.lora import adapted
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.exchange.formats.peft import CONFIG, TENSORS, read_peft, write_peft
+from w2wpp.lora.batched import adapted
+from w2wpp.lora.layout import Layout
 
 
 @pytest.fixture

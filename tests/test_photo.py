@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
-from w2wpp.images import Image, write_image
-from w2wpp.photo import draws_grey, grey, ready_mask, ready_photo
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.inversion.photo import grey, ready_mask, ready_photo
+from w2wpp.photos.images import Image, write_image
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def colourful() -> Image:
 
 
 def test_a_grey_base_gets_a_grey_photo_and_others_do_not(base: BaseModel, grey_base: BaseModel, colourful: Image) -> None:
-    assert (draws_grey(base), draws_grey(grey_base)) == (False, True)
+    assert (base.draws_grey, grey_base.draws_grey) == (False, True)
     assert (ready_photo(colourful, base, align_face=False) == colourful).all()
     assert (ready_photo(colourful, grey_base, align_face=False) == grey(colourful)).all()
     assert np.ptp(grey(colourful), axis=-1).max() == 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from w2wpp.points import interpolate, nearest
+from w2wpp.spaces.points import interpolate, nearest
 
 
 def test_a_line_starts_and_ends_exactly_and_has_even_steps() -> None:

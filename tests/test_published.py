@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import Ended
-from w2wpp.base_model import BaseModel
-from w2wpp.denoiser import Denoiser
-from w2wpp.errors import W2WError
-from w2wpp.formats.published import import_published
-from w2wpp.layout import Layout
-from w2wpp.point_files import load_points
-from w2wpp.spaces.base import load_space
-from w2wpp.weights import WeightDataset
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.exchange.denoiser import Denoiser
+from w2wpp.exchange.formats.published import import_published
+from w2wpp.exchange.formats.seed_vae import read_vae
+from w2wpp.exchange.formats.torch_files import TableFile
+from w2wpp.lora.layout import Layout
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.point_files import load_points
 
 N, M = 12, 4
 
@@ -48,10 +51,10 @@ def test_the_space_decodes_as_the_original_does(
     common = ("--base", pico, "--runs", tmp_path / "runs", "--json")
     found = w2w("import", tmp_path / "files", "--out", tmp_path / "out", *common).json()
     assert found["imported"] == N and found["m"] == M
-    assert torch.equal(WeightDataset.open(tmp_path / "out").rows(), published["weights"])
-    space = load_space(tmp_path / "out" / "space.safetensors")
+    assert torch.equal(WeightDataset.load(tmp_path / "out").rows(), published["weights"])
+    space = Space.load(tmp_path / "out" / "space.safetensors")
     z, ids = load_points(tmp_path / "out" / "points.safetensors", space)
-    assert ids == WeightDataset.open(tmp_path / "out").ids
+    assert ids == WeightDataset.load(tmp_path / "out").ids
     # `unproject` of the original, in its order of columns.
     theirs = (published["projected"] @ published["v"][:, :M].T) * published["std"] + published["mean"]
     torch.testing.assert_close(space.decode(z)[:, published["columns"]], theirs, atol=1e-4, rtol=0)
@@ -68,7 +71,7 @@ def test_identities_and_attributes_come_from_the_data_frame(base: BaseModel, pub
         frame = pandas.DataFrame({"Male": [1.0, -1.0] * (N // 2), "Age": range(N), "Name": ["Zoë"] * N}, index=names)
     torch.save(frame, tmp_path / "files" / "identity_df.pt")
     import_published(Denoiser.of(base), tmp_path / "files", tmp_path / "out", memory=0.001)
-    data = WeightDataset.open(tmp_path / "out")
+    data = WeightDataset.load(tmp_path / "out")
     assert data.ids == names and data.labels[3] == {"Male": -1.0, "Age": 3, "Name": "Zoë"}
     torch.save(frame.iloc[:-1], tmp_path / "files" / "identity_df.pt")
     with pytest.raises(W2WError, match=f"names {N - 1} identities for {N} rows"):
@@ -102,3 +105,23 @@ def test_a_space_that_does_not_fit_is_one_line(base: BaseModel, published: dict[
     (tmp_path / "files" / "std.pt").unlink()
     with pytest.raises(W2WError, match=r"lacks std\.pt"):
         import_published(Denoiser.of(base), tmp_path / "files", tmp_path / "out")
+
+
+@pytest.mark.parametrize("cut", ["another name", "too few"])
+def test_a_table_without_its_numbers_is_one_line(tmp_path: Path, cut: str) -> None:
+    torch.save(torch.zeros(4, 5), tmp_path / "whole.pt")
+    with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(tmp_path / "cut.pt", "w") as made:
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name.endswith("/data/0"):
+                name, data = (f"{name}0", data) if cut == "another name" else (name, data[:40])
+            made.writestr(name, data)
+    with pytest.raises(W2WError, match=r"cut\.pt"):
+        TableFile.open(tmp_path / "cut.pt")
+
+
+def test_a_vae_whose_layers_do_not_fit_is_one_line(layout: Layout, tmp_path: Path) -> None:
+    state = {f"{name}.{part}": torch.zeros(3, 3) for name in ("fc_mu", "fc_var", "decoder_input") for part in ("weight", "bias")}
+    torch.save({**state, "final_layer.0.weight": torch.zeros(3, 3), "final_layer.0.bias": torch.zeros(3)}, tmp_path / "vae.pt")
+    with pytest.raises(W2WError, match=r"vae\.pt"):
+        read_vae(tmp_path / "vae.pt", layout, "")

@@ -5,11 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from w2wpp.docs import filled
-from w2wpp.errors import W2WError
-from w2wpp.images import write_image
-from w2wpp.report import table1_rows, write_report
-from w2wpp.result_tables import base_text, headline_text, judge_text, pca_sizes_text, pca_text, start_text, table1_text, tuning_text
+from docs import TABLES, filled
+from result_tables import (
+    HEADLINE,
+    base_text,
+    by_m_text,
+    headline_text,
+    recogniser_text,
+    start_text,
+    table1_text,
+    tuning_text,
+)
+from speed_tables import pca_sizes_text, pca_text
+from w2wpp.common.errors import W2WError
+from w2wpp.photos.images import write_image
+from w2wpp.report.html import table1_rows, write_report
 
 TABLE1 = {
     "split": "test",
@@ -61,9 +71,9 @@ def test_the_table_of_starts_says_what_was_tried_and_what_was_not_trained() -> N
     assert "| many | 0.002 | 90 | 0.1 | 0.5 | 0.347 ± 0.011 |" in text
 
 
-def test_the_judges_table_names_the_reference_and_the_bases_its_gap() -> None:
+def test_the_recognisers_table_names_the_reference_and_the_bases_its_gap() -> None:
     row = {"people": 60, "faces": 120, "same": 0.669, "same_se": 0.017, "different": 0.087, "different_sd": 0.142, "rank1": 0.95}
-    text = judge_text({"command": "python judge", "size": 64, "rows": [row], "reference": row | {"same": 0.698}})
+    text = recogniser_text({"command": "python face_recogniser", "size": 64, "rows": [row], "reference": row | {"same": 0.698}})
     assert "| two each of 60 people | 120 | 0.669 ± 0.017 | 0.087 (sd 0.142) | 95.0% |" in text
     assert "| two each of 60 people, the reference | 120 | 0.698" in text and "64x64" in text
     measured = {"samples": 200, "faces_found": 0.985, "autoencoder_cosine": 0.9, "autoencoder_n": 560}
@@ -71,8 +81,17 @@ def test_the_judges_table_names_the_reference_and_the_bases_its_gap() -> None:
     assert "| 95% | 98.5% |" in text and "| 0.25 | 0.306 (0.420 - 0.114) |" in text
 
 
-def test_the_headline_has_a_line_a_method_and_a_column_an_m() -> None:
-    text = headline_text(TABLE1).splitlines()
+def test_the_headline_has_six_rows_and_a_bare_row_for_real_photos() -> None:
+    keys = [key for _, *key in HEADLINE]
+    rows = [{**TABLE1["rows"][0], "method": method, "space": space, "m": m, "pictures": 240} for method, space, m in keys]
+    rows[-1] |= {"pictures": 0, "id_other": 0.62, "id_other_se": 0.02}
+    text = headline_text({**TABLE1, "rows": rows}).splitlines()
+    assert len(text) == 2 + 6 + 2 and text[2] == "| base, no adapter | 0.09 | 3 of 240 |  |"
+    assert text[7] == "| real photos | 0.62 ± 0.02 |  |  |" and text[-1].startswith("n = 80 people")
+
+
+def test_the_table_by_m_has_one_row_per_method_and_one_column_per_m() -> None:
+    text = by_m_text(TABLE1).splitlines()
     assert text[0] == "| method | space | no space | m = 128 | UNet evaluations |"
     assert text[2] == "| base |  | 0.09 |  |  |" and text[3] == "| inversion | pca |  |  | 4,000 |"
     assert "80 people of the test split" in text[-1]
@@ -90,35 +109,10 @@ def test_pca_is_compared_round_by_round_and_an_unfinished_way_says_how_far_it_ca
     assert "| third | not started |" in text and "2 threads" in text
 
 
-@pytest.mark.parametrize(
-    ("page", "names"),
-    [
-        ("README.md", ["headline"]),
-        ("docs/bring-your-own-loras.md", ["faults"]),
-        (
-            "docs/results.md",
-            [
-                "judge",
-                "base",
-                "table1",
-                "adapters-val",
-                "adapters-wide",
-                "population",
-                "tuning",
-                "start",
-                "adapters",
-                "pca",
-                "pca-large",
-                "pca-growth",
-                "reading",
-            ],
-        ),
-    ],
-)
-def test_the_repositorys_pages_have_the_markers(page: str, names: list[str]) -> None:
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, name, _, _ in TABLES])
+def test_the_repositorys_pages_have_the_markers(page: Path, name: str) -> None:
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
-    for name in names:
-        assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
+    assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
 
 
 def test_report_escapes_text_and_embeds_pictures(tmp_path: Path) -> None:

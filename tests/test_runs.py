@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from w2wpp.errors import W2WError
-from w2wpp.runs import finish, new_run, newest, read_results
+from w2wpp.common.errors import W2WError
+from w2wpp.common.runs import finish, new_run, newest, read_results
 
 
 @dataclass

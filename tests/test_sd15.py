@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
-from w2wpp.base_model import BaseModel
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
+from sd15 import rows as benchmark_rows
+from sd15_files import TRUE, layout_of, write_tokenizer
+from test_pages import COMMANDS, verb_of
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.lora.layout import Layout
 
 # unet/config.json of Stable Diffusion 1.5.
 SD15_UNET = {
@@ -80,3 +83,20 @@ def test_a_pipeline_with_stable_diffusions_autoencoder_encodes_to_the_posteriors
         mean = base.pipeline.vae.encode(pixels).latent_dist.mean
     torch.testing.assert_close(base.encode_images(pixels), 0.5 * mean)
     assert base.generate("photo of a person", [0], steps=2)[0].shape == (16, 16, 3)
+
+
+def test_the_rows_of_the_benchmark_parse_and_each_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for tiny in (True, False):
+        rows = list(benchmark_rows(tmp_path, tiny))
+        assert len({(row.name, row.pixels) for row in rows}) == len(rows)
+        for row in rows:
+            assert bool(row.program) != bool(row.words)
+            if row.words:
+                verb, rest = verb_of(list(row.words))
+                COMMANDS[verb].make_context("w2w", list(rest))  # raises for an option that is not there
+
+
+def test_the_benchmarks_tokenizer_spells_any_word_and_its_unet_is_sd15s(tmp_path: Path, sd15_layout: Layout) -> None:
+    tokens = write_tokenizer(tmp_path)("photo of sks person, naïve").input_ids
+    assert len(tokens) > 20 and tokens[0] == 512 and tokens[-1] == 513 and 513 not in tokens[1:-1]
+    assert layout_of(TRUE) == sd15_layout

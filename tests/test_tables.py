@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Ended
-from w2wpp.errors import W2WError
-from w2wpp.tables import label_from, read_table, write_table
-from w2wpp.weights import WeightDataset
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.labels import label_from, read_table, write_table
+from w2wpp.dataset.weights import WeightDataset
 
 LABELS = [
     {"split": "train", "half": "", "age": 31, "loss": 0.25},
@@ -19,7 +19,7 @@ LABELS = [
 
 @pytest.fixture
 def labelled(dataset: Path) -> WeightDataset:
-    data = WeightDataset.open(dataset)
+    data = WeightDataset.load(dataset)
     data.set_labels(dict(zip(data.ids, LABELS, strict=False)))
     return data
 
@@ -32,7 +32,7 @@ def test_labels_that_go_out_come_back_as_they_were(labelled: WeightDataset, tmp_
     write_table(table, labelled.ids, labelled.labels)
     assert list(read_table(table)) == labelled.ids
     assert label_from(labelled, table) == 0
-    assert WeightDataset.open(labelled.folder).labels == before and labelled.where(half="") == [0]
+    assert WeightDataset.load(labelled.folder).labels == before and labelled.where(half="") == [0]
 
 
 def test_other_tools_read_the_csv(w2w: Callable[..., Ended], labelled: WeightDataset, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_other_tools_read_the_csv(w2w: Callable[..., Ended], labelled: WeightDat
     # A few lines and columns of one's own: only these change.
     (tmp_path / "mine.csv").write_text("id,split,age\nperson-2,test,7\nperson-0,train,32\n")
     assert w2w(*words, "--set", tmp_path / "mine.csv").json()["changed"] == 2
-    data = WeightDataset.open(labelled.folder)
+    data = WeightDataset.load(labelled.folder)
     assert data.labels[2] == {"split": "test", "age": 7} and data.labels[0] == {**LABELS[0], "age": "32"}
     assert data.labels[1] == LABELS[1] and data.where(split="test") == [2]
     data.verify()
@@ -59,6 +59,7 @@ def test_other_tools_read_the_csv(w2w: Callable[..., Ended], labelled: WeightDat
         ("id,split\nperson-0,a\nperson-0,b\n", "person-0 twice"),
         ("file,split\nperson-0,a\n", "called id"),
         ("id,split,split\nperson-0,a,b\n", "no name twice"),
+        ("\ufeffid,split\nperson-0,a\n\ufeffperson-1,b\n", "line 3 .* byte order mark"),
         ("id,split\nperson-0\n", "line 2 .* has 1 cells"),
         ("", "is it a csv"),
         ('id,split\nperson-0,"a\n', "is it a csv"),

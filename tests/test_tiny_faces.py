@@ -1,6 +1,7 @@
 """The embedded base and weights are what the README says they are."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from w2wpp.adapters import options_for
-from w2wpp.base_model import TINY_FACES, BaseModel
+from w2wpp.adapters.train import options_for
+from w2wpp.base.model import BaseModel
+from w2wpp.common.assets import tiny_faces
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
 from w2wpp.demo import DemoOptions, run_demo
-from w2wpp.errors import W2WError
-from w2wpp.weights import WeightDataset
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +23,15 @@ def tiny():
 
 
 def test_pipeline_is_plain_diffusers_and_small():
-    assert sum(path.stat().st_size for path in TINY_FACES.rglob("*") if path.is_file()) <= 15e6
-    pipeline = StableDiffusionPipeline.from_pretrained(TINY_FACES)  # no code of ours, no arguments
+    assert sum(path.stat().st_size for path in tiny_faces("pipeline").rglob("*") if path.is_file()) <= 15e6
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_faces("pipeline"))  # no code of ours, no arguments
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline("photo of a person", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images[0]
     assert drawn.shape == (64, 64, 3) and np.ptp(drawn) > 0.1
 
 
 def test_our_sampler_agrees_with_the_pipelines_own(tiny, monkeypatch):
-    monkeypatch.setattr(BaseModel, "autocast", lambda self: torch.autocast("cpu", enabled=False))
+    monkeypatch.setenv("W2WPP_PRECISION", "float32")
     noise = tiny.noise_for([5])
     theirs = tiny.pipeline("photo of a man", latents=noise, num_inference_steps=6, guidance_scale=2.0, output_type="np").images[0]
     ours = tiny.generate("photo of a man", [5], steps=6, guidance=2.0)[0]
@@ -44,7 +46,7 @@ def test_words(tiny):
 
 
 def test_weights_belong_to_the_base_and_are_many(tiny):
-    dataset = WeightDataset.open("tiny-faces")
+    dataset = WeightDataset.load("tiny-faces")
     dataset.verify()
     dataset.check(options_for("tiny-faces").layout_of(tiny), tiny.id, "tiny-faces")
     info = dataset.info()
@@ -56,7 +58,7 @@ def test_weights_belong_to_the_base_and_are_many(tiny):
 
 def test_a_copy_of_the_weights_can_be_gone_on_with():
     """`w2w adapters train` appends only what was trained alike: a new option has to stand in the embedded dataset too."""
-    assert WeightDataset.open("tiny-faces").meta["adapters"] == json.loads(json.dumps(asdict(options_for("tiny-faces"))))
+    assert WeightDataset.load("tiny-faces").meta["adapters"] == json.loads(json.dumps(asdict(options_for("tiny-faces"))))
 
 
 def test_the_demo_says_at_once_that_an_extra_is_missing(monkeypatch, tmp_path):
@@ -64,3 +66,29 @@ def test_the_demo_says_at_once_that_an_extra_is_missing(monkeypatch, tmp_path):
     with pytest.raises(W2WError, match=r"w2wpp\[encoder\]"):
         run_demo(DemoOptions(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "base show",
+        "dataset info",
+        "dataset labels tiny-faces",
+        "fit pca",
+        "sample tiny-faces",
+        "invert tiny-faces me.jpg",
+        "demo",
+    ],
+)
+def test_without_the_data_package_one_line_says_how_to_install_it(w2w, monkeypatch, tmp_path, words):
+    monkeypatch.setitem(sys.modules, "w2wpp_tiny_faces", None)  # what an import finds when it is not installed
+    monkeypatch.chdir(tmp_path)
+    ended = w2w(*words.split())
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.code == 2 and len(lines) == 1 and "pip install w2wpp-tiny-faces" in lines[0] and "hub id" not in lines[0]
+
+
+def test_the_demo_refuses_a_table_that_is_none(tmp_path):
+    (tmp_path / "table.json").write_text('{"rows": []}')
+    with pytest.raises(W2WError, match=r"table1\.json"):
+        run_demo(DemoOptions(space="", table=tmp_path / "table.json"), tmp_path / "demo")

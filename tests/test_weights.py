@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Ended
-from w2wpp.errors import W2WError
-from w2wpp.layout import Layout
-from w2wpp.manifest import Manifest
-from w2wpp.merging import merge
-from w2wpp.weights import WeightDataset
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.manifest import Manifest
+from w2wpp.dataset.select_merge import merge
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
 
 LAYOUT = Layout.of(nn.ModuleDict({"to_q": nn.Linear(5, 3), "to_v": nn.Linear(4, 4)}))
 BASE = "0123456789abcdef"
@@ -42,7 +42,7 @@ def everything() -> Tensor:
 
 def test_what_was_appended_comes_back(tmp_path: Path) -> None:
     written = filled(tmp_path / "data")
-    read = WeightDataset.open(tmp_path / "data")
+    read = WeightDataset.load(tmp_path / "data")
     for data in (written, read):
         assert (len(data), data.d, data.layout, data.base_id, data.meta) == (6, LAYOUT.d, LAYOUT, BASE, {"steps": 3})
         assert data.ids == ["a0", "a1", "b0", "b1", "c0", "c1"]
@@ -55,10 +55,26 @@ def test_what_was_appended_comes_back(tmp_path: Path) -> None:
     assert read.info()["splits"] == {"train": 4, "val": 2}
 
 
+def test_rows_without_a_split_are_in_no_split(tmp_path: Path) -> None:
+    data = WeightDataset.create(tmp_path / "data", LAYOUT, BASE)
+    data.append(numbers(2), ["a", "b"], [{"split": "val"}, {}])
+    assert data.info()["splits"] == {"val": 1}
+
+
+def test_a_folder_of_datasets_names_them(tmp_path: Path) -> None:
+    """As `w2w import` writes it from LoRAs of several layouts."""
+    with pytest.raises(W2WError, match="w2w import"):
+        WeightDataset.load(tmp_path)
+    for name in ("unet-28", "unet-14"):
+        filled(tmp_path / name)
+    with pytest.raises(W2WError, match=f"Name one of the datasets in it: {tmp_path}/unet-14, {tmp_path}/unet-28"):
+        WeightDataset.load(tmp_path)
+
+
 def test_rows_come_in_the_order_asked_for_and_from_no_other_shard(tmp_path: Path) -> None:
     filled(tmp_path / "data")
     (tmp_path / "data" / "shards" / "000001.safetensors").unlink()
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert torch.equal(data.rows([5, 0, 5]), everything()[[5, 0, 5]])
     assert data.rows([]).shape == (0, LAYOUT.d)
     with pytest.raises(W2WError, match="000001"):
@@ -71,7 +87,7 @@ def test_rows_come_in_the_order_asked_for_and_from_no_other_shard(tmp_path: Path
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path: Path) -> None:
     data = WeightDataset.create(tmp_path / "data", LAYOUT, BASE)
     data.append(numbers(2), ["a", "b"], dtype=torch.float16)
-    rows = WeightDataset.open(tmp_path / "data").rows()
+    rows = WeightDataset.load(tmp_path / "data").rows()
     assert rows.dtype == torch.float32
     assert torch.equal(rows, numbers(2).half().float())
     with pytest.raises(W2WError, match=r"not numbers in torch\.float16"):
@@ -86,11 +102,11 @@ def test_a_kill_while_the_manifest_was_written_costs_only_that_shard(tmp_path: P
     data.append(numbers(1, seed=9), ["Zoë\u2028Żółć"])
     manifest.write_bytes(manifest.read_bytes()[:-cut])  # killed: the shard lies there, its line is torn
 
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert len(data) == 6
     data.append(numbers(1, seed=9), ["Zoë\u2028Żółć"])
     assert manifest.read_bytes().startswith(before)
-    again = WeightDataset.open(tmp_path / "data")
+    again = WeightDataset.load(tmp_path / "data")
     assert torch.equal(again.rows(), torch.cat([everything(), numbers(1, seed=9)]))
     assert again.ids[-1] == "Zoë\u2028Żółć"
     again.verify()
@@ -103,10 +119,10 @@ def test_a_kill_before_the_manifest_was_written_leaves_an_orphan_that_is_replace
         with pytest.raises(KeyboardInterrupt):
             data.append(numbers(1, seed=8), ["lost"])
     assert (tmp_path / "data" / "shards" / "000003.safetensors").exists()
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert len(data) == 6
     data.append(numbers(2, seed=9), ["d0", "d1"])
-    assert torch.equal(WeightDataset.open(tmp_path / "data").rows([6, 7]), numbers(2, seed=9))
+    assert torch.equal(WeightDataset.load(tmp_path / "data").rows([6, 7]), numbers(2, seed=9))
 
 
 def test_a_full_disk_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,11 +133,11 @@ def test_a_full_disk_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("w2wpp.manifest.os.fsync", full)
+        patch.setattr("w2wpp.dataset.manifest.os.fsync", full)
         with pytest.raises(W2WError, match="No space left"):
             data.append(numbers(1), ["d"])
     assert (tmp_path / "data" / "manifest.jsonl").read_bytes() == before
-    assert len(data) == len(WeightDataset.open(tmp_path / "data")) == 6
+    assert len(data) == len(WeightDataset.load(tmp_path / "data")) == 6
 
 
 def test_refused_rows_leave_the_dataset_as_it_was(tmp_path: Path) -> None:
@@ -138,7 +154,7 @@ def test_refused_rows_leave_the_dataset_as_it_was(tmp_path: Path) -> None:
     for weights, ids, message in refused:
         with pytest.raises(W2WError, match=message):
             data.append(weights, ids)
-    assert len(data) == len(WeightDataset.open(tmp_path / "data")) == 6
+    assert len(data) == len(WeightDataset.load(tmp_path / "data")) == 6
     assert len(list((tmp_path / "data" / "shards").iterdir())) == 3
 
 
@@ -169,12 +185,12 @@ def test_damage_inside_the_manifest_is_refused(tmp_path: Path) -> None:
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2] + b"\n" + lines[2])
     with pytest.raises(W2WError, match="damaged at line 1"):
-        WeightDataset.open(tmp_path / "data")
+        WeightDataset.load(tmp_path / "data")
 
 
 def test_a_folder_that_is_no_dataset_or_is_one_already(tmp_path: Path) -> None:
     with pytest.raises(W2WError, match=r"no dataset\.json"):
-        WeightDataset.open(tmp_path)
+        WeightDataset.load(tmp_path)
     filled(tmp_path / "data")
     with pytest.raises(W2WError, match="already"):
         WeightDataset.create(tmp_path / "data", LAYOUT, BASE)
@@ -182,7 +198,7 @@ def test_a_folder_that_is_no_dataset_or_is_one_already(tmp_path: Path) -> None:
 
 def test_only_the_same_adapters_go_on(tmp_path: Path) -> None:
     filled(tmp_path / "data")
-    assert len(WeightDataset.open_or_create(tmp_path / "data", LAYOUT, BASE, {"steps": 3})) == 6
+    assert len(WeightDataset.load_or_create(tmp_path / "data", LAYOUT, BASE, {"steps": 3})) == 6
     rank_2 = Layout.of(nn.ModuleDict({"to_q": nn.Linear(5, 3), "to_v": nn.Linear(4, 4)}), rank=2)
     refused = [
         (rank_2, BASE, {"steps": 3}, "rank 2"),
@@ -192,16 +208,16 @@ def test_only_the_same_adapters_go_on(tmp_path: Path) -> None:
     ]
     for layout, base_id, meta, message in refused:
         with pytest.raises(W2WError, match=message):
-            WeightDataset.open_or_create(tmp_path / "data", layout, base_id, meta)
+            WeightDataset.load_or_create(tmp_path / "data", layout, base_id, meta)
 
 
 def test_a_dataset_without_rows_does_not_bind(tmp_path, layout):
     WeightDataset.create(tmp_path / "empty", layout, "base0", {"lr": 9})
-    assert WeightDataset.open_or_create(tmp_path / "empty", layout, "base0", {"lr": 1}).meta == {"lr": 1}
+    assert WeightDataset.load_or_create(tmp_path / "empty", layout, "base0", {"lr": 1}).meta == {"lr": 1}
 
 
 def write(folder: Path, name: str, n: int, ready: Event) -> None:
-    data = WeightDataset.open(folder)
+    data = WeightDataset.load(folder)
     ready.set()
     for i in range(n):
         data.append(torch.full((3, data.d), float(i)), [f"{name}-{i}-{k}" for k in range(3)])
@@ -223,7 +239,7 @@ def test_many_processes_append_at_once_and_nothing_is_lost(tmp_path: Path) -> No
     for started in writers:
         started.join(60)
     assert [started.exitcode for started in writers] == [0] * 4
-    data = WeightDataset.open(tmp_path / "data")
+    data = WeightDataset.load(tmp_path / "data")
     assert len(data) == 6 + 4 * 10 * 3
     data.verify()
     for i in range(4):
@@ -235,10 +251,10 @@ def test_select_and_merge_copy_rows_whole(tmp_path: Path, w2w: Callable[..., End
     common = ("--runs", tmp_path / "runs", "--json")
     w2w("dataset", "select", tmp_path / "data", "--where", "split=val", "--out", tmp_path / "val", *common).json()
     w2w("dataset", "select", tmp_path / "data", "--where", "split=train", "--out", tmp_path / "train", *common).json()
-    assert WeightDataset.open(tmp_path / "val").ids == ["c0", "c1"]
+    assert WeightDataset.load(tmp_path / "val").ids == ["c0", "c1"]
     merged = w2w("dataset", "merge", tmp_path / "val", tmp_path / "train", "--out", tmp_path / "both", *common).json()
     assert merged["n"] == 6
-    both = WeightDataset.open(tmp_path / "both")
+    both = WeightDataset.load(tmp_path / "both")
     both.verify()
     assert torch.equal(both.rows([both.index_of(name) for name in data.ids]), everything())
     assert both.labels[0] == data.labels[4]
@@ -256,7 +272,7 @@ def test_select_and_merge_copy_rows_whole(tmp_path: Path, w2w: Callable[..., End
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_columns_are_those_of_the_rows(tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("w2wpp.shards.PIECE", 5)  # several pieces a row
+    monkeypatch.setattr("w2wpp.dataset.shards.PIECE", 5)  # several pieces a row
     data = WeightDataset.create(tmp_path / "data", LAYOUT, BASE)
     for i in range(3):
         data.append(numbers(4, seed=i), [f"{i}-{k}" for k in range(4)], dtype=dtype)
