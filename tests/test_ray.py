@@ -29,6 +29,7 @@ from w2wpp.scale.training import TrainingRecipe, ray_workers
 
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'w2wpp[scale]'")
 from ray.cluster_utils import Cluster
 
