@@ -14,6 +14,7 @@ from result_tables import (
     directions_text,
     edits_text,
     headline_text,
+    paintings_text,
     prior_text,
     published_text,
     recogniser_text,
@@ -91,6 +92,7 @@ TABLES = (
     (INVERSION, "searches", SEARCHES, table1_text),
     (VAE, "samples", BENCHMARKS / "samples.json", samples_text),
     (Path("docs/how/prior.md"), "prior", Path("docs/results/one_space.json"), prior_text),
+    (Path("docs/how/inversion.md"), "paintings", Path("docs/results/paintings.json"), paintings_text),
     (INVERSION, "directions", BENCHMARKS / "directions.json", directions_text),
 )
 

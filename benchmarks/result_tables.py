@@ -252,6 +252,18 @@ def published_text(found: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}. `{command_of(found)}`"
 
 
+def paintings_text(found: Mapping[str, Any]) -> str:
+    """Portraits of other centuries inverted, one row per way, as Markdown."""
+    head = ["way, m = 128", "ID Score against the portrait", "pictures without a face", "UNet evaluations"]
+    rows = [
+        [row["way"], f"{row['id_input']:.2f} ± {row['se']:.2f}", f"{row['no_face']} of {row['pictures']}", f"{row['unet_evals']:.0f}"]
+        for row in found["rows"]
+    ]
+    without = f"no face was found in {len(found['without_a_face'])} others ({', '.join(found['without_a_face'])})"
+    about = f"n = {len(found['portraits'])} portraits; {without}; mean ± standard error over portraits with a face in a picture"
+    return f"{markdown({'head': head, 'rows': rows})}\n\n{about}. `{command_of(found)}`"
+
+
 def prior_text(found: Mapping[str, Any]) -> str:
     """Priors held against held-out people, one row each, as Markdown."""
     keys = ("nearest_ratio", "auc", "precision", "recall", "density", "coverage", "kid", "same", "different", "max_id")
