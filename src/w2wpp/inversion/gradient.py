@@ -126,10 +126,11 @@ def _descend(
     mean = start.to(base.device, copy=True).requires_grad_(True)
     # Starts narrow: what the photo does not tell widens towards the prior's 1 as the KL asks.
     log_sigma = torch.full_like(mean, -1.0).requires_grad_(True)
-    optimiser = torch.optim.Adam([mean, log_sigma] if options.variational else [mean], lr=options.lr)
+    cuda = base.device.type == "cuda"
+    optimiser = torch.optim.Adam([mean, log_sigma] if options.variational else [mean], lr=options.lr, capturable=cuda)
     anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, options.steps), eta_min=options.lr * options.final_lr)
     draws = [generator(options.seed, "inversion", key) for key in keys]
-    path, losses = [start.float()], torch.zeros(options.steps, k)
+    path, losses = [mean.detach().clone()], torch.zeros(options.steps, k, device=base.device)  # a copy to the CPU would wait for a GPU
     parts: dict[str, Stateful] = {"optimiser": optimiser, "rate": anneal, "walk": _Walk(mean, log_sigma, draws, path, losses)}
     done, saved = load_checkpoint(checkpoint, parts) if checkpoint else 0, time.monotonic()
     for step in track(range(done, options.steps), "invert" if k == 1 else f"invert {k} people at once", "steps"):
@@ -144,14 +145,14 @@ def _descend(
         total.backward()
         optimiser.step()
         anneal.step()
-        losses[step] = own.detach().cpu()
-        path.append(mean.detach().cpu().clone())
+        losses[step] = own.detach()
+        path.append(mean.detach().clone())
         if watch:
-            watch(InversionStep(list(keys), step + 1, options.steps, losses[step].clone(), path[-1].clone()))
+            watch(InversionStep(list(keys), step + 1, options.steps, losses[step].to("cpu", copy=True), path[-1].to("cpu", copy=True)))
         if checkpoint and time.monotonic() - saved > KEEP_EVERY:
             save_checkpoint(checkpoint, parts, step + 1)
             saved = time.monotonic()
-    return torch.stack(path), losses
+    return torch.stack(path).cpu(), losses.cpu()
 
 
 @dataclass
@@ -165,15 +166,15 @@ class _Walk:
     losses: Tensor
 
     def state_dict(self) -> dict[str, Any]:
-        points = {"mean": self.mean.detach().cpu(), "log_sigma": self.log_sigma.detach().cpu(), "path": torch.stack(self.path)}
-        return {**points, "losses": self.losses, "draws": [draw.get_state() for draw in self.draws]}
+        points = {"mean": self.mean.detach().cpu(), "log_sigma": self.log_sigma.detach().cpu(), "path": torch.stack(self.path).cpu()}
+        return {**points, "losses": self.losses.cpu(), "draws": [draw.get_state() for draw in self.draws]}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.mean.copy_(state["mean"])
         self.log_sigma.copy_(state["log_sigma"])
         self.losses.copy_(state["losses"])
-        self.path[:] = state["path"].unbind()
+        self.path[:] = state["path"].to(self.mean.device).unbind()
         for draw, kept in zip(self.draws, state["draws"], strict=True):
             draw.set_state(kept)
 
