@@ -15,14 +15,17 @@ $(READY): pyproject.toml packages/w2wpp-tiny-faces/pyproject.toml constraints.tx
 demo: $(READY)  ## the whole loop on the embedded pipeline and weights; names its report.html
 	$(BIN)/w2w demo --table docs/results/table1.json
 
+# One process a core, at most four, each with its share of the cores; a file's tests stay together, with what they made once.
+SPREAD := -n logical --maxprocesses 4 --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 # What depends on the processor, on one without AVX-512 and bfloat16, which torch is told to take this one for.
 AVX2_TESTS := tests/test_precision.py tests/test_memory.py tests/test_pca.py tests/test_cpu.py tests/test_adapters.py tests/test_base_training.py tests/test_group.py
 
 test-avx2: $(READY)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(AVX2_TESTS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(SPREAD) $(AVX2_TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .

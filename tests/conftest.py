@@ -16,6 +16,9 @@ from hypothesis import HealthCheck, settings
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="w2wpp-tests-")  # what is remembered of files stays out of the home
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: no test asks the network
+if beside := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(beside))))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 from w2wpp.base.build import BaseSizes, build_pipeline
 from w2wpp.base.model import BaseModel
