@@ -36,7 +36,7 @@ from w2wpp.common.runs import command_line
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.scale.schedule import Terms
-from w2wpp.scale.training import Workers
+from w2wpp.scale.training import Trainers
 
 RESULTS = Path(__file__).parent / "results" / "ray_simulation.json"
 CASES: list[dict[str, Any]] = [
@@ -88,7 +88,7 @@ def simulated(people: int, workers: int, case: dict[str, Any]) -> dict[str, Any]
     options = AdapterOptions(prior_weight=0.0)
     names = [f"person-{i:07}" for i in range(people)]
     faces = AlignedFaces(Path(), 64, {name: ["0"] for name in names}, {(name, "0"): {"split": "train"} for name in names})
-    engine = Workers(pool, Terms())
+    engine = Trainers(pool, Terms())
     with tempfile.TemporaryDirectory() as place:
         build_pipeline(SIZES).save_pretrained(f"{place}/base")
         base = BaseModel.load(f"{place}/base", "cpu")

@@ -55,6 +55,9 @@ class SimulatedPool:
             what: Any = "gone" if self._draw.random() < self.luck.fails_to_start else "ready"
             self._later(self.start, Event(name, what, why="it did not start"))
 
+    def share(self, what: Any) -> None:
+        """Nothing: tasks are not done."""
+
     def give(self, worker: str, task: Any) -> None:
         """Draw what happens to the worker on this task, and when."""
         self.given += 1

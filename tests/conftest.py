@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ if beside := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # processes that shar
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(beside))))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+from nodes import two_nodes
 from w2wpp.base.build import BaseSizes, build_pipeline
 from w2wpp.base.model import BaseModel
 from w2wpp.cli import main
@@ -89,6 +90,13 @@ class Ended:
         """The one JSON object on stdout; fails if there is anything else."""
         assert self.code == 0, self.err
         return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes of one core each on this machine."""
+    with two_nodes() as nodes:
+        yield nodes
 
 
 @pytest.fixture

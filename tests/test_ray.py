@@ -1,21 +1,18 @@
 """Training on a real Ray: two nodes on this machine, whose workers are stopped and killed, and whose driver dies."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-import w2wpp
 from conftest import Ended, write_faces
 from gated import GatedRecipe
+from nodes import NODE, until, workers
 from test_shares import contents
 from w2wpp.adapters.population import train_population
 from w2wpp.adapters.status import read_status
@@ -27,30 +24,12 @@ from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.scale.schedule import LOST, SLOW, Terms
 from w2wpp.scale.training import TrainingRecipe, ray_workers
 
-os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside other tests
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'w2wpp[scale]'")
-from ray.cluster_utils import Cluster
-
 from w2wpp.scale.ray_pool import RayPool, connected
 
-SOURCE = str(Path(w2wpp.__file__).parents[1])
 PEOPLE = {f"Person_{i:02}": 1 for i in range(12)}
 OPTIONS = AdapterOptions(prior_weight=0.0, steps=30)
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = ["--steps", OPTIONS.steps, "--prior-weight", 0, "--group", 1, "--device", "cpu", "--json"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes of one core each, whose processes import what is tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([SOURCE, str(Path(__file__).parent)]))
-        nodes = Cluster(initialize_head=True, head_node_args=NODE)
-        nodes.add_node(**NODE)
-        yield nodes
-        nodes.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +44,6 @@ def whole(base: BaseModel, faces: Path, tmp_path_factory: pytest.TempPathFactory
     found = AlignedFaces.load(faces)
     train_population(base, found, list(found.people), out, OPTIONS, group=1)
     return contents(out)
-
-
-def workers(cluster: Any) -> list[psutil.Process]:
-    """The processes that train, on all nodes."""
-    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()]
-    return [child for raylet in raylets for child in raylet.children() if child.name().startswith("ray::Worker")]
-
-
-def until(true: Callable[[], object], seconds: float = 250) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 def done(out: Path) -> int:

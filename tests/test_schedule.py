@@ -13,7 +13,7 @@ from w2wpp.adapters.portraits import Portrait
 from w2wpp.common.errors import W2WError
 from w2wpp.scale.in_order import in_order
 from w2wpp.scale.schedule import GONE, LOST, SLOW, STUCK, Schedule, Terms
-from w2wpp.scale.training import Workers
+from w2wpp.scale.training import Trainers
 
 TERMS = Terms(tries=1000)
 
@@ -125,14 +125,14 @@ def test_an_error_of_a_task_comes_in_its_turn() -> None:
 
 
 def test_workers_that_say_how_many_people_fit_are_those_that_train() -> None:
-    class Trainers(SimulatedPool):
+    class Fitting(SimulatedPool):
         def fetch(self, members: list[Portrait] | None) -> object:
             ids = [member.id for member in members or []]
             return 4 if members is None else Outcome(torch.zeros(len(ids), 3), ids, [{} for _ in ids])
 
     people = [Portrait(f"person {i}", f"person {i}", (0,), "") for i in range(8)]
-    pool = Trainers(2, steady)
-    engine = Workers(pool)
+    pool = Fitting(2, steady)
+    engine = Trainers(pool)
     size = engine.group_size()
     outcomes = engine.outcomes([people[:4], people[4:]], lambda ids: None)
     assert size == 4 and [name for outcome in outcomes for name in outcome.ids] == [person.id for person in people]

@@ -11,6 +11,7 @@ import w2wpp as w2w
 from w2wpp.cli.common import asked, numbers, override, run
 from w2wpp.cli.help import OUTPUT, SPACES, verb
 from w2wpp.cli.options import RUNS, Base, Dataset, Device, DryRun, Json, Out, Prompt, Runs, Seed
+from w2wpp.cli.scaling import Cores, Ray, Workers, check_scaling, handed_out
 from w2wpp.common.errors import W2WError
 
 if TYPE_CHECKING:
@@ -79,14 +80,27 @@ def fit_pca(
     solver: SolverOption = SolverName.auto,
     memory: FitMemory = 2.0,
     dtype: ComponentsIn = None,
+    ray: Ray = None,
+    cores: Cores = None,
+    workers: Workers = None,
     seed: Seed = 0,
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Fit PCA-w2w: standardise each coordinate and keep m principal components (Dravid et al. 2024, section 3.2)."""
-    with run("fit-pca", locals(), "space.safetensors") as job:
+    """Fit PCA-w2w: standardise each coordinate and keep m principal components (Dravid et al. 2024, section 3.2).
+
+    --ray takes the products of the rows on all machines of a Ray cluster, which must see the dataset at the same path;
+    --memory is for each worker and for this process.
+    """
+    given = locals()
+    check_scaling(given)
+    if ray and update:
+        raise W2WError("--ray was given with --update, which reads the new rows only. Leave out one of them.")
+    with run("fit-pca", given, "space.safetensors") as job:
+        from w2wpp.spaces.table_recipe import TableRecipe
+
         data = w2w.WeightDataset.from_pretrained(dataset)
         kept: torch.dtype | None = getattr(import_module("torch"), dtype.value) if dtype else None
         how: Solver = solver.value
@@ -96,9 +110,12 @@ def fit_pca(
                 raise W2WError(f"{update} is a space of kind {before.kind}; only pca can be updated. Fit it again.")
             space = before.update(data, m=m, solver=how, memory=memory, dtype=kept, seed=seed)
         else:
-            space = w2w.PcaSpace.fit(data, m=512 if m is None else m, solver=how, memory=memory, dtype=kept, seed=seed)
+            with handed_out(given, job, lambda: TableRecipe(dataset, data.fingerprint)) as mapper:
+                size = 512 if m is None else m
+                space = w2w.PcaSpace.fit(data, m=size, solver=how, memory=memory, dtype=kept, seed=seed, mapper=mapper)
         space.save(job.out)
-        job.results = {"m": space.m, "d": space.layout.d, "n": space.n, "explained_variance": float(space.explained_variance_ratio.sum())}
+        found = {"m": space.m, "d": space.layout.d, "n": space.n, "explained_variance": float(space.explained_variance_ratio.sum())}
+        job.results |= found
 
 
 LowMemory = Annotated[

@@ -1,17 +1,18 @@
 """The options of work on a Ray cluster, and who works where they are given."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import precision_of, those_given
+from w2wpp.cli.common import Run, precision_of, those_given
 from w2wpp.common.errors import W2WError
 
 if TYPE_CHECKING:
     from w2wpp.adapters.group_training import Engine
+    from w2wpp.common.mapping import Mapper, Recipe
 
 Ray = Annotated[
     str | None,
@@ -31,6 +32,31 @@ def check_scaling(given: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def handed_out(given: Mapping[str, Any], job: Run, recipe: "Callable[[], Recipe]") -> "Iterator[Mapper | None]":
+    """Who does the tasks of a verb: workers on a Ray cluster, or None, which is this process.
+
+    given: the verb's arguments. job: its results are told what was tried again. recipe: made where there are workers.
+    """
+    if not given["ray"]:
+        yield None
+        return
+    from w2wpp.scale.workers import Workers, ray_pool
+
+    with ray_pool(given["ray"], recipe(), cores_of(given), given["workers"]) as pool:
+        mapper = Workers[Any](pool)
+        yield mapper
+        if mapper.again:
+            job.results["tried_again"] = dict(mapper.again)
+
+
+def cores_of(given: Mapping[str, Any]) -> int:
+    """How many cores each worker has."""
+    from torch import get_num_threads
+
+    return int(given["cores"] or get_num_threads())
+
+
+@contextmanager
 def training_engine(
     given: Mapping[str, Any], model: "w2w.BaseModel", faces: "w2w.AlignedFaces", options: "w2w.AdapterOptions"
 ) -> "Iterator[Engine | None]":
@@ -38,8 +64,6 @@ def training_engine(
     if not given["ray"]:
         yield None
         return
-    import torch
-
     from w2wpp.scale.training import TrainingRecipe, ray_workers
 
     recipe = TrainingRecipe(
@@ -53,5 +77,5 @@ def training_engine(
         dtype=precision_of(given["precision"]),
         low_memory=given["low_memory"],
     )
-    with ray_workers(given["ray"], recipe, given["cores"] or torch.get_num_threads(), given["workers"]) as engine:
+    with ray_workers(given["ray"], recipe, cores_of(given), given["workers"]) as engine:
         yield engine

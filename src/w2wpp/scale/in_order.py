@@ -40,6 +40,9 @@ class Pool(Protocol[T, R]):
     def grow(self, most: int) -> None:
         """Start workers where there is room for them, up to `most` in all."""
 
+    def share(self, what: Any) -> None:
+        """What all tasks need that are given from now on."""
+
     def give(self, worker: str, task: T) -> None:
         """Let a worker that has nothing to do begin."""
 

@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from w2wpp import __version__
 from w2wpp.common.errors import W2WError
+from w2wpp.common.mapping import Recipe
 from w2wpp.scale.in_order import Event, ResultLost
 
 # Ray gives its own processes 30 seconds to start, which a busy machine does not keep, and tells its makers who uses it.
@@ -21,14 +22,6 @@ except ModuleNotFoundError as missing:
 
 LOOKED = 5.0  # seconds for which what the cluster holds is believed
 GONE = "it is not there any more"
-Work = Callable[[Any], Any]
-
-
-class Recipe(Protocol):
-    """What a worker needs to know, as plain data: files are read where the worker is."""
-
-    def open(self, cores: int) -> Work:
-        """What does a task, loaded once. Raises W2WError."""
 
 
 class Worker:
@@ -47,10 +40,10 @@ class Worker:
             return f"{os.uname().nodename}: {error if isinstance(error, W2WError) else repr(error)}"
         return ""
 
-    def do(self, task: Any) -> tuple[tuple[bool, str], Any]:
+    def do(self, task: Any, shared: Any) -> tuple[tuple[bool, str], Any]:
         """Whether the worker can go on, and what the task was refused for; and its result."""
         try:
-            return (True, ""), self.work(task)
+            return (True, ""), self.work(task, shared)
         except W2WError as error:
             return (True, str(error)), None
         except Exception as error:
@@ -68,7 +61,7 @@ class RayPool:
         self._recipe, self._needs, self._asked = recipe, {"CPU": float(cores)} | ({"GPU": 1.0} if gpu else {}), workers
         self._actors: dict[str, Any] = {}
         self._pending: dict[Any, tuple[str, Any]] = {}  # by the reference that is waited for: a worker, and its result's reference
-        self._begun, self._looked, self._room = 0, 0.0, 0
+        self._begun, self._looked, self._room, self._shared = 0, 0.0, 0, None
         if not self.room() and not (workers and grows):
             needs = " and ".join(f"{int(n)} {what}" for what, n in self._needs.items())
             raise W2WError(f"no machine of the Ray cluster has {needs} for a worker. Give fewer --cores, or add machines.")
@@ -94,9 +87,13 @@ class RayPool:
             self._actors[name] = remote.remote(self._recipe, int(self._needs["CPU"]), __version__)
             self._pending[self._actors[name].open.remote()] = (name, None)
 
+    def share(self, what: Any) -> None:
+        """Keep what all tasks need where every machine takes it once."""
+        self._shared = None if what is None else ray.put(what)
+
     def give(self, worker: str, task: Any) -> None:
         """Let a worker begin."""
-        told, result = self._actors[worker].do.options(num_returns=2).remote(task)
+        told, result = self._actors[worker].do.options(num_returns=2).remote(task, self._shared)
         self._pending[told] = (worker, result)
 
     def heard(self, patience: float) -> Sequence[Event]:

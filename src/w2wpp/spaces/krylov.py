@@ -6,7 +6,8 @@ processor does so. That tilts the span a little; the variances within it are the
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from w2wpp.common.errors import W2WError
 from w2wpp.common.memory import GIB
 from w2wpp.common.seeds import generator
-from w2wpp.spaces.streaming import CHUNK, Rows, block_rows
+from w2wpp.spaces.streaming import CHUNK, Of, Rows, block_rows
 
 MOST_PASSES = 60  # beyond those that fill the basis
 SQUARE = 80  # bytes, times the basis' size squared, for Gram matrices and what their decomposition takes
@@ -53,7 +54,7 @@ def krylov_components(
     fresh = torch.linalg.qr(fresh)[0].T
     kept: list[float] = []
     for _ in range(-(-m // size) + MOST_PASSES):
-        product = basis.extend(fresh, passes())
+        product = basis.extend(fresh, passes)
         if basis.size >= m:
             kept.append(float(basis.ritz_values(m).sum()))
             if basis.size == limit or _likely_rest(kept) <= tolerance * kept[-1]:
@@ -61,16 +62,14 @@ def krylov_components(
         fresh = basis.orthogonal(product)[: limit - basis.size]
         if basis.size + len(fresh) > basis.most:
             basis.compress(m + size)
-    return _refined(basis.directions(m), passes())
+    return _refined(basis.directions(m), passes)
 
 
-def _refined(directions: Tensor, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def _refined(directions: Tensor, passes: "Passes") -> tuple[Tensor, Tensor]:
     """The squared singular values and vectors of x within the span of orthonormal directions [m, d], in float32; one pass."""
     inner = torch.zeros(len(directions), len(directions), dtype=torch.float64)
-    for block in blocks:
-        for part in block.split(min(256, len(directions))):
-            images = part.float() @ directions.T
-            inner += images.T @ images
+    for of_block in passes(_inner_product, directions):
+        inner += of_block
     values, mix = torch.linalg.eigh(inner)
     return values.flip(0).clamp_min(0), mix.flip(1).T.float() @ directions
 
@@ -85,15 +84,41 @@ def _likely_rest(kept: list[float]) -> float:
     return last * last / (before - last) if last < before else float("inf")
 
 
-def _passes(x: Rows, memory: float) -> Callable[[], Iterable[Tensor]]:
-    """How to go through x again and again: held in memory where it fits, read anew each time otherwise."""
+def _inner_product(block: Tensor, directions: Tensor) -> Tensor:
+    """[m, m] float64: how the rows' images under directions [m, d] multiply."""
+    inner = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+    for part in block.split(min(256, len(directions))):
+        images = part.float() @ directions.T
+        inner += images.T @ images
+    return inner
+
+
+def _images(block: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows' images x v [k, rows] under vectors [k, d], and what the rows give of x'x of them [k, d]."""
+    images = vectors @ block.T
+    return images, images @ block
+
+
+Passes = Callable[..., Iterator[Any]]  # a function of a block, and what it takes beside the block -> its results, in order
+
+
+def _passes(x: Rows, memory: float) -> Passes:
+    """How to go through x again and again: held in memory where it fits, read anew each time otherwise.
+
+    Workers read it anew each time, in the same blocks.
+    """
     n, d = x.shape
     rows = block_rows(d, memory, 2 * (4 + x.dtype.itemsize))  # the last block is still in use while the next one is read
     part = min(rows, 1024)
-    if n * d * x.dtype.itemsize + 4 * part * d < memory * GIB:
+    fits = n * d * x.dtype.itemsize + 4 * part * d < memory * GIB
+    if fits and not x.far:
         held = list(x.split(part))
-        return lambda: held
-    return lambda: x.split(rows)
+        return lambda of, *shared: (of(block, *shared) for block in held)
+
+    def read(of: Of, *shared: Any) -> Iterator[Any]:
+        return x.mapped(of, part if fits else rows, 0, *shared)
+
+    return read
 
 
 class _Basis:
@@ -106,16 +131,15 @@ class _Basis:
         self.inner = torch.zeros(most, most, dtype=torch.float64)
         self.outer = torch.zeros(most, most, dtype=torch.float64)
 
-    def extend(self, fresh: Tensor, blocks: Iterable[Tensor]) -> Tensor:
+    def extend(self, fresh: Tensor, passes: Passes) -> Tensor:
         """Add vectors [k, d]; returns x'x of them, [k, d] float32. One pass over x."""
         new = slice(self.size, self.size + len(fresh))
         self.vectors[new] = fresh
-        vectors, product, at = self.vectors[new], torch.zeros(fresh.shape), 0
-        for block in blocks:
-            images = vectors @ block.T
-            self.images[new, at : at + len(block)] = images
-            product += images @ block
-            at += len(block)
+        product, at = torch.zeros(fresh.shape), 0
+        for images, part in passes(_images, self.vectors[new].clone()):  # a product depends, by a bit, on where its numbers lie
+            self.images[new, at : at + images.shape[1]] = images
+            product += part
+            at += images.shape[1]
         self.size = new.stop
         self._measure(new)
         return product

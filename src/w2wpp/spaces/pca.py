@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import scipy.linalg
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.mapping import Mapper
 from w2wpp.common.memory import GIB
 from w2wpp.common.precision import fast_dtype
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.lora.layout import Layout
 from w2wpp.spaces.base import Adapters, Space
 from w2wpp.spaces.krylov import krylov_components
-from w2wpp.spaces.streaming import Moments, Rows, Stacked, Standardised, Table, signed
+from w2wpp.spaces.streaming import Moments, Of, Rows, Stacked, Standardised, Table, signed
 
 Solver = Literal["auto", "exact", "streaming"]
 COLUMNS = 2048  # whose products are taken in double precision at a time
@@ -65,21 +66,23 @@ class PcaSpace(Space):
         dtype: torch.dtype | None = None,
         seed: int = 0,
         at_most: bool = False,
+        mapper: Mapper | None = None,
     ) -> Self:
         """Fit to a dataset, or to weights [n, d] given with their layout and base.
 
         solver: exact (of the rounding of float32), streaming (keeps 0.1% less variance at most), or auto. memory: GiB to
         use. dtype: of the components, float32 unless given. seed: of the streaming solver's start. at_most: take fewer
-        components where the adapters span fewer directions.
+        components where the adapters span fewer directions. mapper: workers of a `TableRecipe` for this dataset, who take the
+        products; the space is the same, to the byte on processors that are alike.
         Raises W2WError if they span fewer than m and at_most is not set, hold NaN, or the memory does not suffice.
         """
         adapters = Adapters.of(data, layout, base_id)
         adapters.check_m(m)
-        table = Table.of(data)
+        table = Table.of(data, mapper=mapper)
         moments = Moments.of(table, memory)
         space = cls(adapters.layout, adapters.base_id, m, len(adapters), _digest(data))
         space.prompting = adapters.prompting
-        x = Standardised(table, moments.mean.float(), moments.scale)
+        x = Standardised.of(table, moments.mean.float(), moments.scale)
         return space._solve(x, moments, solver, memory, dtype or torch.float32, seed, at_most)
 
     def update(
@@ -117,7 +120,7 @@ class PcaSpace(Space):
         # X'X of all rows, centred: of the old about their mean, of the new about theirs, and of the means' distance.
         kept = self.components.float() * (self.spread[:, None] * (self.n - 1) ** 0.5) * (self.scale / moments.scale)
         apart = (new.mean - old.mean) * (old.n * new.n / moments.n) ** 0.5 / moments.scale
-        x = Stacked(torch.cat([kept, apart.float()[None]]), Standardised(table, new.mean.float(), moments.scale))
+        x = Stacked(torch.cat([kept, apart.float()[None]]), Standardised.of(table, new.mean.float(), moments.scale))
         space = type(self)(self.layout, self.base_id, m or self.m, moments.n, _digest(data))
         space.prompting = self.prompting
         if space.m > min(x.shape):
@@ -138,8 +141,8 @@ class PcaSpace(Space):
         side, total = min(x.shape), int(moments.varying.sum())
         m = max(1, min(self.m, total)) if at_most else self.m
         _refuse_fewer(m, total)
-        # The square matrix and its eigenvectors; a block in two precisions; the components, and a copy.
-        needed = (8 * side * (side + 2 * m) + 16 * side * COLUMNS + 8 * m * self.layout.d) / GIB
+        # The square matrix, with a block's share or its eigenvectors; a block in two precisions; the components, and a copy.
+        needed = (8 * side * (side + max(side, 2 * m)) + 16 * side * COLUMNS + 8 * m * self.layout.d) / GIB
         if solver == "auto":
             solver = "exact" if needed <= memory and side <= max(SMALL, 4 * m) else "streaming"
         if solver == "exact":
@@ -225,8 +228,8 @@ def principal_components(x: Rows | Tensor, m: int) -> tuple[Tensor, Tensor]:
     if d < n:
         return values, kept
     directions = torch.empty(m, d)
-    for part, place in zip(x.split(COLUMNS, 1), directions.split(COLUMNS, 1), strict=True):
-        torch.matmul(kept, part, out=place)
+    for found, place in zip(_over(x, _mixed, COLUMNS, 1, kept), directions.split(COLUMNS, 1), strict=True):
+        place.copy_(found)
     return values, directions.div_(directions.norm(dim=1, keepdim=True).clamp_min(1e-30))
 
 
@@ -234,14 +237,36 @@ def smaller_product(x: Rows | Tensor) -> Tensor:
     """x x^T or x^T x of x [n, d], whichever is smaller, float64: their non-zero eigenvalues are the same."""
     n, d = x.shape
     product = torch.zeros(min(n, d), min(n, d), dtype=torch.float64, device=getattr(x, "device", None))
-    for part in x.split(COLUMNS, 1 if n <= d else 0):
-        doubled = (part if n <= d else part.T).double()
-        for start in range(0, len(product), COLUMNS):
-            at = slice(start, start + COLUMNS)
-            product[at, : start + COLUMNS].addmm_(doubled[at], doubled[: start + COLUMNS].T)
+    for part in _over(x, _product_of_columns, COLUMNS, 1) if n <= d else _over(x, _product_of_rows, COLUMNS, 0):
+        product += part
     for start in range(COLUMNS, len(product), COLUMNS):  # above the diagonal is the same
         product[:start, start : start + COLUMNS] = product[start : start + COLUMNS, :start].T
     return product
+
+
+def _over(x: Rows | Tensor, of: Of, size: int, dim: int, *shared: Any) -> Iterator[Any]:
+    """`of(block, *shared)` for the rows, or columns, of x, in order, at most `size` at a time."""
+    return (of(block, *shared) for block in x.split(size, dim)) if isinstance(x, Tensor) else x.mapped(of, size, dim, *shared)
+
+
+def _product_of_columns(part: Tensor) -> Tensor:
+    """x x^T of columns x [n, k], float64, on and below the diagonal."""
+    doubled = part.double()
+    product = torch.zeros(len(part), len(part), dtype=torch.float64, device=part.device)
+    for start in range(0, len(part), COLUMNS):
+        at = slice(start, start + COLUMNS)
+        product[at, : start + COLUMNS] = doubled[at] @ doubled[: start + COLUMNS].T
+    return product
+
+
+def _product_of_rows(part: Tensor) -> Tensor:
+    """x^T x of rows x [k, d], float64, on and below the diagonal."""
+    return _product_of_columns(part.T)
+
+
+def _mixed(part: Tensor, mix: Tensor) -> Tensor:
+    """Rows [m, k] of columns [n, k], mixed by [m, n]."""
+    return mix @ part
 
 
 def _refuse_fewer(m: int, spanned: int) -> None:

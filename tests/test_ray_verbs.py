@@ -1,0 +1,99 @@
+"""Verbs on a real Ray of two nodes give what one process gives, also where a worker is killed on the way."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import Ended
+from nodes import until, workers
+from test_pca import WIDE, spectrum
+from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.lora.layout import Layout
+from w2wpp.scale.schedule import LOST, Terms
+from w2wpp.scale.workers import Workers, ray_pool
+from w2wpp.spaces.base import Space
+from w2wpp.spaces.pca import PcaSpace, Solver
+from w2wpp.spaces.table_recipe import TableRecipe
+from waiting import WaitingRecipe
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'w2wpp[scale]'")
+
+W2w = Callable[..., Ended]
+
+
+def test_a_killed_worker_changes_no_result_and_what_cannot_be_done_is_one_line(cluster: Any, tmp_path: Path) -> None:
+    def harm() -> None:
+        try:
+            until(lambda: (tmp_path / "begun-0").exists() and (tmp_path / "begun-1").exists())
+            workers(cluster)[0].kill()
+            until(lambda: mapper.again[LOST] == 1)
+        finally:
+            (tmp_path / "go").touch()
+
+    with ThreadPoolExecutor(1) as thread, ray_pool(cluster.address, WaitingRecipe(tmp_path), 1) as pool:
+        mapper = Workers[int](pool, Terms(slow=1e9, stuck=1e9))
+        harmed = thread.submit(harm)
+        assert list(mapper(range(5), 100)) == [100, 101, 102, 103, 104]
+        harmed.result()
+        assert list(mapper([7], 1)) == [8]  # and they stay for the next
+        with pytest.raises(W2WError, match="-3 is negative"):
+            list(mapper([1, -3, 2], 0))
+        assert list(mapper([8, 9], 1)) == [9, 10]
+        (tmp_path / "go").unlink()
+        mapper.terms = Terms(slow=1e9, stuck=1e9, tries=1)
+        with pytest.raises(W2WError, match="a part of the work could not be done"):
+            (tmp_path / "begun-0").unlink()
+            harmed = thread.submit(harm)
+            list(mapper([0], 0))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> WeightDataset:
+    """More rows than numbers in each, in several blocks."""
+    data = WeightDataset.create(tmp_path_factory.mktemp("ray") / "data", WIDE, "base")
+    data.append(spectrum("slow", 5000), [str(i) for i in range(5000)])
+    return data
+
+
+def same(one: Space, two: Space) -> bool:
+    expected, found = one.state_dict(), two.state_dict()
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_pca_of_two_workers_is_that_of_one_process(cluster: Any, adapters: WeightDataset) -> None:
+    solvers: list[Solver] = ["exact", "streaming"]
+    with ray_pool(cluster.address, TableRecipe(str(adapters.folder), adapters.fingerprint), 1) as pool:
+        mapper = Workers[Any](pool)
+        for solver in solvers:
+            expected = PcaSpace.fit(adapters, m=12, solver=solver, memory=0.01)
+            assert same(PcaSpace.fit(adapters, m=12, solver=solver, memory=0.01, mapper=mapper), expected)
+
+
+def test_fit_pca_takes_workers(w2w: W2w, cluster: Any, tmp_path: Path) -> None:
+    wider = Layout.of(nn.ModuleDict({"to_q": nn.Linear(3000, 2000)}))  # products of columns, in several blocks
+    data = WeightDataset.create(tmp_path / "data", wider, "base")
+    data.append(torch.randn(40, wider.d, generator=torch.Generator().manual_seed(0)), [str(i) for i in range(40)])
+    words = ["fit", "pca", data.folder, "--m", 12, "--runs", tmp_path / "runs", "--json"]
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    w2w(*words, "--out", one).json()
+    assert w2w(*words, "--out", two, "--ray", cluster.address, "--cores", 1, "--workers", 1).json()["n"] == 40
+    assert same(Space.load(one), Space.load(two))
+
+
+def test_workers_who_see_another_dataset_are_refused(cluster: Any, adapters: WeightDataset) -> None:
+    with (
+        ray_pool(cluster.address, TableRecipe(str(adapters.folder), "another"), 1) as pool,
+        pytest.raises(W2WError, match=r"workers did not start.* holds other rows"),
+    ):
+        list(Workers[Any](pool)([1]))
+
+
+def test_an_update_is_not_shared_out(w2w: W2w, dataset: Path, tmp_path: Path) -> None:
+    refused = w2w("fit", "pca", dataset, "--update", tmp_path / "x.safetensors", "--ray", "auto", "--runs", tmp_path / "runs")
+    assert refused.code == 2 and "--ray was given with --update" in refused.err
