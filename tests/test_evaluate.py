@@ -10,33 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from conftest import write_faces
+from quick_table import SHORT, SMALL, ColourRecogniser
 from w2wpp.adapters.train import AdapterOptions
 from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.evaluation import table1 as evaluate
 from w2wpp.evaluation import table1_methods as ways
+from w2wpp.evaluation import table1_parts as parts
 from w2wpp.evaluation.id_score import id_score
 from w2wpp.evaluation.table1 import summary, table1
-from w2wpp.evaluation.table1_methods import Subject, Table1Options
+from w2wpp.evaluation.table1_methods import Subject
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.inversion.gradient import PUBLISHED, InversionOptions
 from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
-from w2wpp.photos.faces import Face, Image
+from w2wpp.photos.faces import Image
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.point_files import fingerprint
-from w2wpp.spaces.vae_options import VaeOptions
 
-SMALL = Table1Options(
-    ms=(2, 3), pictures=2, solver_steps=2, group=2, inversion=InversionOptions(steps=2), vae=VaeOptions(widths=(8,), epochs=1)
-)
 TRAINED = AdapterOptions(prompt="photo of sks person", prior_weight=0, steps=2)
 ROW = {"method", "space", "m", "id_input", "id_input_se", "id_other", "id_other_se", "n", "missed", "unet_evals", "seconds"}
 
@@ -44,19 +39,7 @@ ROW = {"method", "space", "m", "id_input", "id_input_se", "id_other", "id_other_
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published recipe with 3 of its 400 steps."""
-    monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
-
-
-class ColourRecogniser:
-    """A face recogniser that needs no network: a face is a picture with a pixel that is not black, its embedding the mean colour."""
-
-    def detect(self, image: Image) -> list[Face]:
-        points = np.zeros((5, 2), np.float32)
-        return [Face((0, 0, *image.shape[:2]), 1.0, points)] if image.any() else []
-
-    def embed(self, image: Image, face: Face) -> NDArray[np.float32]:
-        colour = image.astype(np.float32).mean((0, 1))
-        return colour / np.linalg.norm(colour)
+    monkeypatch.setattr(ways, "PUBLISHED", SHORT)
 
 
 RECOGNISER = ColourRecogniser()
@@ -184,7 +167,7 @@ def test_scores_are_against_the_photos_they_are_named_for(
     def red(*arguments: Any, **options: Any) -> list[list[Image]]:
         return [[RED, BLACK], [RED, RED]]
 
-    monkeypatch.setattr(evaluate, "generate_for", red)
+    monkeypatch.setattr(parts, "generate_for", red)
     row = table1(base, adapters, AlignedFaces.load(folder), options=SMALL, recogniser=RECOGNISER)["rows"][0]
     ada, grace = row["people"]
     half = math.sqrt(0.5)
@@ -217,7 +200,7 @@ def test_finished_rows_are_not_made_again(
     monkeypatch.setattr(ways, "dreambooth", refuse)
     resumed = table1(base, adapters, faces, options=SMALL, folder=folder, recogniser=RECOGNISER)
     monkeypatch.undo()
-    monkeypatch.setattr(ways, "PUBLISHED", replace(PUBLISHED, steps=3))
+    monkeypatch.setattr(ways, "PUBLISHED", SHORT)
     whole = table1(base, adapters, faces, options=SMALL, recogniser=RECOGNISER)
 
     def scores(table: dict[str, Any]) -> list[Any]:

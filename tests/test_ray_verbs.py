@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Ended
+from conftest import Ended, write_faces
 from nodes import until, workers
+from quick_table import SHORT, SMALL, ColourRecogniser, QuickTable
 from test_pca import WIDE, spectrum
+from w2wpp.adapters.train import AdapterOptions
+from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
+from w2wpp.common.files import read_json
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.evaluation import table1_methods as ways
+from w2wpp.evaluation.table1 import table1
+from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
+from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.scale.schedule import LOST, Terms
 from w2wpp.scale.workers import Workers, ray_pool
 from w2wpp.spaces.base import Space
@@ -92,6 +101,33 @@ def test_workers_who_see_another_dataset_are_refused(cluster: Any, adapters: Wei
         pytest.raises(W2WError, match=r"workers did not start.* holds other rows"),
     ):
         list(Workers[Any](pool)([1]))
+
+
+def test_a_table_of_two_workers_is_that_of_one_process(
+    cluster: Any, base: BaseModel, layout: Layout, pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = AlignedFaces.load(write_faces(tmp_path / "faces", {f"Person_{i}": 2 for i in range(5)}, split="test"))
+    data = WeightDataset.create(tmp_path / "adapters", layout, base.id, {"adapters": asdict(AdapterOptions(prior_weight=0, steps=2))})
+    rows = initial_weights(layout) + 0.02 * torch.randn(10, layout.d, generator=torch.Generator().manual_seed(0))
+    data.append(rows, [f"p{i}" for i in range(10)], [{"person": f"p{i}"} for i in range(10)])
+    options = replace(SMALL, ms=(2,))
+    recipe = QuickTable(str(pico), base.id, str(data.folder), data.fingerprint, faces.folder, options, 3, ColourRecogniser(), device="cpu")
+    monkeypatch.setattr(ways, "PUBLISHED", SHORT)
+    how: dict[str, Any] = {"seed": 3, "options": options, "recogniser": ColourRecogniser()}
+    table1(base, data, faces, folder=tmp_path / "one", **how)
+    with ray_pool(cluster.address, recipe, 1) as pool:
+        mapper = Workers[Any](pool, Terms(slow=1e9, stuck=1e9))
+        table1(base, data, faces, folder=tmp_path / "two", mapper=mapper, **how)
+        again = table1(base, data, faces, folder=tmp_path / "two", mapper=mapper, **how)  # every row is there
+    assert len(again["rows"]) == 8
+    one, two = ({path.relative_to(folder): path for path in sorted(folder.rglob("*.*"))} for folder in (tmp_path / "one", tmp_path / "two"))
+    assert len(one) == 15 and one.keys() == two.keys()
+    for name, path in one.items():
+        if path.parent.name == "rows":
+            expected, found = (read_json(file) | {"seconds": 0} for file in (path, two[name]))
+            assert found == expected, name
+        else:
+            assert two[name].read_bytes() == path.read_bytes(), name
 
 
 def test_an_update_is_not_shared_out(w2w: W2w, dataset: Path, tmp_path: Path) -> None:

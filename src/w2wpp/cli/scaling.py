@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,18 +33,20 @@ def check_scaling(given: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def handed_out(given: Mapping[str, Any], job: Run, recipe: "Callable[[], Recipe]") -> "Iterator[Mapper | None]":
+def handed_out(given: Mapping[str, Any], job: Run, recipe: "Callable[[], Recipe]", *, even: bool = True) -> "Iterator[Mapper | None]":
     """Who does the tasks of a verb: workers on a Ray cluster, or None, which is this process.
 
     given: the verb's arguments. job: its results are told what was tried again. recipe: made where there are workers.
+    even: whether tasks take about as long as each other, so that one that takes far longer is stuck.
     """
     if not given["ray"]:
         yield None
         return
+    from w2wpp.scale.schedule import Terms
     from w2wpp.scale.workers import Workers, ray_pool
 
     with ray_pool(given["ray"], recipe(), cores_of(given), given["workers"]) as pool:
-        mapper = Workers[Any](pool)
+        mapper = Workers[Any](pool, Terms() if even else Terms(slow=inf, stuck=inf))
         yield mapper
         if mapper.again:
             job.results["tried_again"] = dict(mapper.again)

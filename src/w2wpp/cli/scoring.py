@@ -1,8 +1,9 @@
 """Verbs that score models: score, evaluate; and demo, which runs all of it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +11,11 @@ import w2wpp as w2w
 from w2wpp.cli.common import asked, numbers, run, show
 from w2wpp.cli.help import EVALUATION, verb
 from w2wpp.cli.options import RUNS, Base, Device, DryRun, Guidance, Json, Negative, Out, Overwrite, Runs, Seed, SolverSteps
+from w2wpp.cli.scaling import Cores, Ray, Workers, check_scaling, handed_out
 from w2wpp.common.errors import W2WError
+
+if TYPE_CHECKING:
+    from w2wpp.evaluation.table1_methods import Table1Options
 
 Dataset = Annotated[str, typer.Option("--dataset", help="tiny-faces (embedded), the folder of a weight dataset, or a hub id.")]
 
@@ -70,6 +75,9 @@ def evaluate(
     widths: Widths = "4096,2048,1024",
     epochs: Epochs = 12,
     group: GroupSize = 32,
+    ray: Ray = None,
+    cores: Cores = None,
+    workers: Workers = None,
     base: Base = "tiny-faces",
     seed: Seed = 0,
     device: Device = "auto",
@@ -83,35 +91,43 @@ def evaluate(
     --space adds inversion in a fitted space. With its --encoder (tiny-faces has the embedded one), inversion and DreamBooth
     also start from the encoder's point. Writes table1.json, pictures beside their photos, and report.html. An interrupted
     table resumes if it is given the same --out.
+    --ray hands --group people and a method at a time to all machines of a Ray cluster, which must see all files at the same paths.
     """
-    with run("evaluate", locals(), sign="settings.json") as job:
+    given = locals()
+    check_scaling(given)
+    with run("evaluate", given, sign="settings.json") as job:
         from w2wpp.common.files import write_json
         from w2wpp.evaluation.table1 import table1
-        from w2wpp.evaluation.table1_methods import Table1Options
+        from w2wpp.evaluation.table1_parts import Table1Recipe
         from w2wpp.report.html import table1_report, write_report
 
-        if encoders and len(encoders) != len(spaces or []):
-            raise W2WError(f"{len(encoders)} encoders were given for {len(spaces or [])} spaces. Give each --space its --encoder.")
-        files = [str(file) for file in spaces or []]
-        pairs = zip(files, [str(file) for file in encoders] if encoders else [""] * len(files), strict=True)
         data = w2w.WeightDataset.from_pretrained(dataset)
-        options = Table1Options(
-            ms=numbers(ms) if ms else (),
-            min_photos=min_photos,
-            pictures=pictures,
-            guidance=asked(data.prompting, None, guidance).guidance,
-            negative=negative,
-            solver_steps=solver_steps,
-            group=group,
-            inversion=w2w.InversionOptions(steps=steps),
-            vae=w2w.VaeOptions(widths=numbers(widths), epochs=epochs),
-            trained=tuple(pairs),
-            searches_m=searches_m,
-        )
-        model, people = w2w.BaseModel.load(base, device), w2w.AlignedFaces.load(faces)
-        table = table1(model, data, people, split, seed=seed, options=options, folder=job.out)
+        options = table_options(given, data)
+        model, people = w2w.BaseModel.load(base, "cpu" if ray else device), w2w.AlignedFaces.load(faces)
+        recipe = Table1Recipe(base, model.id, dataset, data.fingerprint, faces, options, seed, device=device)
+        with handed_out(given, job, lambda: recipe, even=False) as mapper:
+            table = table1(model, data, people, split, seed=seed, options=options, folder=job.out, mapper=mapper)
         write_json(job.out / "table1.json", table)
-        job.results = {"table": job.out / "table1.json", "report": write_report(job.out, table1_report(table, job.out))}
+        job.results |= {"table": job.out / "table1.json", "report": write_report(job.out, table1_report(table, job.out))}
+
+
+def table_options(given: Mapping[str, Any], data: "w2w.WeightDataset") -> "Table1Options":
+    """The sizes of a table. given: the verb's arguments. Raises W2WError for encoders that are not one for each space."""
+    from w2wpp.evaluation.table1_methods import Table1Options
+
+    spaces, encoders = given["spaces"] or [], given["encoders"] or []
+    if encoders and len(encoders) != len(spaces):
+        raise W2WError(f"{len(encoders)} encoders were given for {len(spaces)} spaces. Give each --space its --encoder.")
+    files = [str(file) for file in spaces]
+    same = ("min_photos", "pictures", "negative", "solver_steps", "group", "searches_m")
+    return Table1Options(
+        ms=numbers(given["ms"]) if given["ms"] else (),
+        guidance=asked(data.prompting, None, given["guidance"]).guidance,
+        inversion=w2w.InversionOptions(steps=given["steps"]),
+        vae=w2w.VaeOptions(widths=numbers(given["widths"]), epochs=given["epochs"]),
+        trained=tuple(zip(files, [str(file) for file in encoders] or [""] * len(files), strict=True)),
+        **{name: given[name] for name in same},
+    )
 
 
 def demo(

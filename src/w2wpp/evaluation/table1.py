@@ -10,26 +10,25 @@ from typing import Any
 
 from torch import nn
 
-from w2wpp.adapters.train import AdapterOptions, from_start
-from w2wpp.base.drawing import generate_for
+from w2wpp.adapters.train import from_start
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json, write_json
+from w2wpp.common.mapping import Mapper
 from w2wpp.common.progress import track
 from w2wpp.common.runs import command_line, resolved, versions
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation.id_score import score_embedded
 from w2wpp.evaluation.paired import compared
-from w2wpp.evaluation.table1_methods import Method, Subject, Table1Options, methods
+from w2wpp.evaluation.table1_methods import Subject, Table1Options, adapter_options, methods
+from w2wpp.evaluation.table1_parts import Head, Scored, Scorer, scored
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.faces import Embedding, FaceRecogniser, embed_pictures
 from w2wpp.photos.images import Image, grid, write_image
 from w2wpp.spaces.base import Adapters, Space
 
 SCORES = ("id_input", "id_other", "id_other_people")
-SHEET_PEOPLE = 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def table1(
     options: Table1Options | None = None,
     folder: Path | None = None,
     recogniser: FaceRecogniser | None = None,
+    mapper: Mapper | None = None,
 ) -> dict[str, Any]:
     """Compare base, DreamBooth and inversion in PCA and VAE spaces on the people of a split: the table as JSON holds it.
 
@@ -81,11 +81,12 @@ def table1(
     Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
     real photos, is the ceiling: the input photo scored in place of pictures.
     folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
+    mapper: workers of a `Table1Recipe` for the same, who each take some people of a row.
     Raises W2WError if the dataset belongs to another base, if it or an encoder learned from scored people, or if the folder is
     of another table.
     """
     options = options or Table1Options()
-    adapters = _adapter_options(dataset)
+    adapters = adapter_options(dataset)
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
     if options.ms:  # now, and not hours later
         Adapters.of(dataset).check_m(max(options.ms))
@@ -100,25 +101,24 @@ def table1(
     )
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
-    rows = []
-    for method in methods(base, dataset, adapters, options, seed):
-        saved = folder / "rows" / f"{_slug(method)}.json" if folder else None
-        if saved and saved.exists():
-            rows.append(read_json(saved))
-            continue
-        row, sheet = _row(base, dataset.layout, subjects, method, adapters.prompt, options, seed, recogniser)
-        if folder and saved:
-            write_image(folder / "sheets" / f"{_slug(method)}.png", sheet)
-            write_json(saved, row)
-        rows.append(row)
-    rows.append(_ceiling(subjects))
+    heads = [Head.of(i, method) for i, method in enumerate(methods(base, dataset, adapters, options, seed))]
+    rows = {head: read_json(saved) for head in heads if folder and (saved := folder / "rows" / f"{_slug(head)}.json").exists()}
+    todo = [head for head in heads if head not in rows]
+    by_name = {subject.person: subject for subject in subjects.people}
+    scorer = Scorer(base, dataset, adapters, options, seed, recogniser, by_name.__getitem__)
+    for head, parts in scored(todo, people, options, mapper, scorer):
+        row, sheet = _row(subjects, head, options, parts)
+        if folder:
+            write_image(folder / "sheets" / f"{_slug(head)}.png", sheet)
+            write_json(folder / "rows" / f"{_slug(head)}.json", row)
+        rows[head] = row
     return {
         **about,
         "command": command_line(),
         "versions": versions(),
         "left_out": subjects.left_out,
         "settings": settings,
-        "rows": compared(rows),
+        "rows": compared([*(rows[head] for head in heads), _ceiling(subjects)]),
     }
 
 
@@ -142,37 +142,21 @@ def _refuse_known(people: Sequence[str], dataset: WeightDataset, options: Table1
             raise W2WError(f"{source} learned from {len(known)} people to be scored, such as {known[0]}. Choose another --split.")
 
 
-def _row(
-    base: BaseModel,
-    layout: Layout,
-    subjects: Subjects,
-    method: Method,
-    prompt: str,
-    options: Table1Options,
-    seed: int,
-    recogniser: FaceRecogniser | None,
-) -> tuple[dict[str, Any], Image]:
-    """Fit one method to everybody, draw and score: the row, and a sheet with the input photo left of the pictures."""
-    fitted = method.fit(subjects.people)
-    drawn = generate_for(
-        base,
-        layout,
-        fitted.weights,
-        [subject.person for subject in subjects.people],
-        prompt,
-        options.pictures,
-        guidance=options.guidance,
-        negative=options.negative,
-        steps=options.solver_steps,
-        seed=seed,
-        group=options.group,
-    )
-    embedded = [embed_pictures(pictures, recogniser) for pictures in track(drawn, "embed pictures", "people")]
-    scores = summary([_person_scores(subjects, i, faces) for i, faces in enumerate(embedded)])
-    cost = {"photos": fitted.photos, "unet_evals": fitted.unet_evals, "seconds": fitted.seconds}
-    head = {"method": method.name, "space": method.space, "m": method.m}
-    sheet = [[subject.input_photo, *pictures] for subject, pictures in zip(subjects.people, drawn, strict=True)]
-    return {**head, **scores, "pictures": options.pictures * len(drawn), **cost}, grid(sheet[:SHEET_PEOPLE])
+def _row(subjects: Subjects, head: Head, options: Table1Options, parts: Sequence[Scored]) -> tuple[dict[str, Any], Image]:
+    """A row of what came of all people under one method, and a sheet with the input photo left of the pictures."""
+    faces = [person for part in parts for person in part.faces]
+    scores = summary([_person_scores(subjects, i, pictures) for i, pictures in enumerate(faces)])
+    cost = {key: _mean([(getattr(part, key), len(part.faces)) for part in parts]) for key in ("photos", "unet_evals", "seconds")}
+    drawn = [pictures for part in parts for pictures in part.pictures]
+    sheet = [[subject.input_photo, *pictures] for subject, pictures in zip(subjects.people, drawn, strict=False)]
+    named = {"method": head.name, "space": head.space, "m": head.m}
+    return {**named, **scores, "pictures": options.pictures * len(faces), **cost}, grid(sheet)
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float:
+    """The mean of values that stand for so many people each; the value itself where all are the same."""
+    first, n = values[0][0], sum(people for _, people in values)
+    return first if all(value == first for value, _ in values) else sum(value * people for value, people in values) / n
 
 
 def _ceiling(subjects: Subjects) -> dict[str, Any]:
@@ -205,16 +189,6 @@ def summary(people: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**row, "n": n, "missed": sum(person["missed"] for person in people), "people": list(people)}
 
 
-def _adapter_options(dataset: WeightDataset) -> AdapterOptions:
-    """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
-    if "start" in dataset.meta:
-        raise W2WError("the dataset's adapters began where an encoder put the photos; table 1 needs some that were trained from nothing.")
-    try:
-        return AdapterOptions.of(dataset.meta["adapters"])
-    except (KeyError, TypeError) as error:
-        raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
-
-
 def _checked(space: str, encoder: str, dataset: WeightDataset) -> tuple[str, str, str]:
     """What a trained space is called in the table, and digests of it and of its encoder. Raises W2WError unless all fit the dataset."""
     opened = Space.from_pretrained(space)
@@ -240,6 +214,6 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def _slug(method: Method) -> str:
-    words = f"{method.name} {method.space or ''} {method.m or ''}".replace(",", "").lower().split()
+def _slug(head: Head) -> str:
+    words = f"{head.name} {head.space or ''} {head.m or ''}".replace(",", "").lower().split()
     return "-".join(words)

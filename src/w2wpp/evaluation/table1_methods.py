@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from w2wpp.adapters.start import Start
 from w2wpp.adapters.train import AdapterOptions, from_start, prior_latents, train_adapters
 from w2wpp.base.model import BaseModel
 from w2wpp.common.batches import batches
+from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.inversion.encoder import PhotoEncoder, encoder_start
@@ -25,6 +26,8 @@ from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.vae import VaeSpace
 from w2wpp.spaces.vae_options import VaeOptions
+
+FittedSpace = tuple[str, int]  # pca or vae, and m
 
 
 @dataclass(frozen=True)
@@ -84,59 +87,115 @@ class Method:
     space: str | None
     m: int | None
     fit: Callable[[Sequence[Subject]], Fitted]
+    needs: FittedSpace | None = None  # which has to be fitted to the dataset first
 
 
-def methods(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options, seed: int) -> Iterator[Method]:
-    """The methods in the table's order. A space is fitted, or read, when its first row is due; that time is not the person's."""
+def adapter_options(dataset: WeightDataset) -> AdapterOptions:
+    """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
+    if "start" in dataset.meta:
+        raise W2WError("the dataset's adapters began where an encoder put the photos; table 1 needs some that were trained from nothing.")
+    try:
+        return AdapterOptions.of(dataset.meta["adapters"])
+    except (KeyError, TypeError) as error:
+        raise W2WError(f"the dataset does not say how its adapters were trained ({error!r}). Make it with `w2w adapters train`.") from error
+
+
+def fit_space(which: FittedSpace, dataset: WeightDataset, options: Table1Options, seed: int, device: str) -> Space:
+    """A space of the table, fitted to the dataset."""
+    kind, m = which
+    return PcaSpace.fit(dataset, m=m) if kind == "pca" else VaeSpace.fit(dataset, replace(options.vae, m=m, seed=seed), device=device)
+
+
+def methods(
+    base: BaseModel,
+    dataset: WeightDataset,
+    adapters: AdapterOptions,
+    options: Table1Options,
+    seed: int,
+    fitted: Callable[[FittedSpace], Space] | None = None,
+) -> Iterator[Method]:
+    """The methods in the table's order. A space is fitted, or read, when its first row is due; that time is not the person's.
+
+    fitted: where a space comes from that was fitted before.
+    """
+    spaces = _Spaces(fitted or partial(fit_space, dataset=dataset, options=options, seed=seed, device=str(base.device)), options)
 
     @cache
-    def largest_pca() -> PcaSpace:
-        return PcaSpace.fit(dataset, m=max(options.ms))
+    def prior(options: AdapterOptions) -> Tensor | None:
+        return prior_latents(base, options) if options.prior_weight > 0 else None
 
-    def pca(m: int) -> PcaSpace:
-        return largest_pca().truncate(m)
-
-    def vae(m: int) -> VaeSpace:
-        return VaeSpace.fit(dataset, replace(options.vae, m=m, seed=seed), device=str(base.device))
-
-    def row(name: str, kind: str, m: int, space: Callable[[], Space], how: How, start: str = "") -> Method:
+    def row(
+        name: str, kind: str, m: int, space: Callable[[], Space], how: How, start: str = "", needs: FittedSpace | None = None
+    ) -> Method:
         def fit(subjects: Sequence[Subject]) -> Fitted:
             return inverted(base, space(), subjects, how, PhotoEncoder.from_pretrained(start) if start else None)
 
-        return Method(name, kind, m, fit)
+        return Method(name, kind, m, fit, needs)
 
+    def trained(name: str, options: AdapterOptions, *, many: bool) -> Method:
+        def fit(subjects: Sequence[Subject]) -> Fitted:
+            return dreambooth(base, subjects, options, group, many=many, prior=prior(options))
+
+        return Method(name, None, None, fit)
+
+    group = options.group
     published = replace(PUBLISHED, prompt=adapters.prompt, group=options.group, seed=seed)
     ours = replace(options.inversion, prompt=adapters.prompt, group=options.group, seed=seed)
     refined = replace(options.refined, prompt=adapters.prompt, group=options.group, seed=seed)
     yield Method("base", None, None, lambda subjects: Fitted(None, 0, 0, 0.0))
-    yield Method("DreamBooth, one photo", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=False))
-    yield Method("DreamBooth, many photos", None, None, lambda subjects: dreambooth(base, subjects, adapters, options.group, many=True))
-    longer, name = (
-        replace(adapters, steps=options.patience * adapters.steps),
-        f"DreamBooth, many photos, {options.patience} times the steps",
-    )
-    yield Method(name, None, None, lambda subjects: dreambooth(base, subjects, longer, options.group, many=True))
+    yield trained("DreamBooth, one photo", adapters, many=False)
+    yield trained("DreamBooth, many photos", adapters, many=True)
+    longer = replace(adapters, steps=options.patience * adapters.steps)
+    yield trained(f"DreamBooth, many photos, {options.patience} times the steps", longer, many=True)
     for m in options.ms:
-        yield row("inversion, published", "pca", m, partial(pca, m), published)
-        yield row("inversion, prior", "pca", m, partial(pca, m), ours)
+        yield row("inversion, published", "pca", m, partial(spaces.pca, m), published, needs=spaces.largest)
+        yield row("inversion, prior", "pca", m, partial(spaces.pca, m), ours, needs=spaces.largest)
     for m in options.ms:
-        yield row("inversion, published", "vae", m, partial(vae, m), published)
+        yield row("inversion, published", "vae", m, partial(spaces.vae, m), published, needs=("vae", m))
     for file, encoder in options.trained:
-        space = Space.from_pretrained(file, device=base.device)
-        here = partial(_same, space)
-        if space.kind != "pca" or space.m not in options.ms:  # whose rows without an encoder are above
-            yield row("inversion, prior", space.kind, space.m, here, ours)
-        if encoder:
-            yield row("encoder", space.kind, space.m, here, None, encoder)
-            yield row("encoder, then inversion", space.kind, space.m, here, refined, encoder)
-        if encoder and space.kind != "pca":
-            for many in (False, True):
-                fit = partial(_started, base, space, encoder, adapters=from_start(adapters), group=options.group, many=many)
-                yield Method(f"encoder, then DreamBooth, {'many photos' if many else 'one photo'}", space.kind, space.m, fit)
-        if space.m == options.searches_m and space.kind != "pca":
-            yield row("inversion, variational", space.kind, space.m, here, replace(ours, variational=True))
-            for search in SEARCHES:
-                yield row(search, space.kind, space.m, here, EvolutionOptions(search, prompt=adapters.prompt, seed=seed))
+        yield from _in_trained(base, file, encoder, adapters, options, row, prior, (ours, refined), seed)
+
+
+class _Spaces:
+    """The spaces that are fitted to the dataset, each once: PCA at the largest m, and the VAE of the row."""
+
+    def __init__(self, fitted: Callable[[FittedSpace], Space], options: Table1Options) -> None:
+        self.largest: FittedSpace = ("pca", max(options.ms, default=0))
+        self._largest, self.vae = cache(lambda: fitted(self.largest)), lru_cache(1)(lambda m: fitted(("vae", m)))
+
+    def pca(self, m: int) -> Space:
+        """The first m components."""
+        found = self._largest()
+        return found.truncate(m) if isinstance(found, PcaSpace) else found
+
+
+def _in_trained(
+    base: BaseModel,
+    file: str,
+    encoder: str,
+    adapters: AdapterOptions,
+    options: Table1Options,
+    row: Callable[..., Method],
+    prior: Callable[[AdapterOptions], Tensor | None],
+    inversions: tuple[InversionOptions, InversionOptions],
+    seed: int,
+) -> Iterator[Method]:
+    """The methods in a space that was fitted before. inversions: ours, and ours from an encoder."""
+    space, (ours, refined) = Space.from_pretrained(file, device=base.device), inversions
+    here = partial(_same, space)
+    if space.kind != "pca" or space.m not in options.ms:  # whose rows without an encoder are above
+        yield row("inversion, prior", space.kind, space.m, here, ours)
+    if encoder:
+        yield row("encoder", space.kind, space.m, here, None, encoder)
+        yield row("encoder, then inversion", space.kind, space.m, here, refined, encoder)
+    if encoder and space.kind != "pca":
+        for many in (False, True):
+            fit = partial(_started, base, space, encoder, prior, adapters=from_start(adapters), group=options.group, many=many)
+            yield Method(f"encoder, then DreamBooth, {'many photos' if many else 'one photo'}", space.kind, space.m, fit)
+    if space.m == options.searches_m and space.kind != "pca":
+        yield row("inversion, variational", space.kind, space.m, here, replace(ours, variational=True))
+        for search in SEARCHES:
+            yield row(search, space.kind, space.m, here, EvolutionOptions(search, prompt=adapters.prompt, seed=seed))
 
 
 def _same(space: Space) -> Space:
@@ -144,16 +203,36 @@ def _same(space: Space) -> Space:
 
 
 def _started(
-    base: BaseModel, space: Space, encoder: str, subjects: Sequence[Subject], *, adapters: AdapterOptions, group: int, many: bool
+    base: BaseModel,
+    space: Space,
+    encoder: str,
+    prior: Callable[[AdapterOptions], Tensor | None],
+    subjects: Sequence[Subject],
+    *,
+    adapters: AdapterOptions,
+    group: int,
+    many: bool,
 ) -> Fitted:
-    return dreambooth(base, subjects, adapters, group, many=many, start=encoder_start(space, PhotoEncoder.from_pretrained(encoder)))
+    start = encoder_start(space, PhotoEncoder.from_pretrained(encoder))
+    return dreambooth(base, subjects, adapters, group, many=many, start=start, prior=prior(adapters))
 
 
 def dreambooth(
-    base: BaseModel, subjects: Sequence[Subject], options: AdapterOptions, group: int, *, many: bool, start: Start | None = None
+    base: BaseModel,
+    subjects: Sequence[Subject],
+    options: AdapterOptions,
+    group: int,
+    *,
+    many: bool,
+    start: Start | None = None,
+    prior: Tensor | None = None,
 ) -> Fitted:
-    """An adapter for each person from the input photo, or from all photos that may be seen, trained from `start`."""
-    prior = prior_latents(base, options) if options.prior_weight > 0 else None
+    """An adapter for each person from the input photo, or from all photos that may be seen, trained from `start`.
+
+    prior: latents of the class, drawn here unless given, and not part of the time.
+    """
+    if prior is None and options.prior_weight > 0:
+        prior = prior_latents(base, options)
     layout = options.layout_of(base)
     begun = time.perf_counter()
     weights, evals = [], 0
