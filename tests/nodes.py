@@ -25,10 +25,22 @@ def two_nodes() -> Iterator[Any]:
     utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'w2wpp[scale]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([SOURCE, str(Path(__file__).parent)]))
-        nodes = utils.Cluster(initialize_head=True, head_node_args=NODE)
-        nodes.add_node(**NODE)
+        nodes = utils.Cluster()
+        for _ in range(2):
+            patiently(lambda: nodes.add_node(**NODE))
         yield nodes
         nodes.shutdown()
+
+
+def patiently(start: Callable[[], object], times: int = 5) -> None:
+    """Start what Ray gives 30 seconds to start, which a busy machine may not keep."""
+    for left in reversed(range(times)):
+        try:
+            start()
+            return
+        except Exception:
+            if not left:
+                raise
 
 
 def workers(cluster: Any) -> list[psutil.Process]:

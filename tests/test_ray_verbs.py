@@ -14,6 +14,7 @@ from conftest import Ended, write_faces
 from nodes import until, workers
 from quick_table import SHORT, SMALL, ColourRecogniser, QuickTable
 from test_pca import WIDE, spectrum
+from test_shares import contents
 from w2wpp.adapters.train import AdapterOptions
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
@@ -21,6 +22,7 @@ from w2wpp.common.files import read_json
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation import table1_methods as ways
 from w2wpp.evaluation.table1 import table1
+from w2wpp.exchange.formats.peft import write_peft
 from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
@@ -128,6 +130,26 @@ def test_a_table_of_two_workers_is_that_of_one_process(
             assert found == expected, name
         else:
             assert two[name].read_bytes() == path.read_bytes(), name
+
+
+def test_an_import_by_two_workers_gives_the_bytes_of_one_process(
+    w2w: W2w, cluster: Any, base: BaseModel, pico: Path, tmp_path: Path
+) -> None:
+    layout, draw = Layout.of(base.pipeline.unet, rank=3, alpha=3.0), torch.Generator().manual_seed(0)
+    for i in range(20):
+        write_peft(tmp_path / "loras" / f"person-{i:02}", layout, torch.randn(layout.d, generator=draw), str(pico))
+    with (tmp_path / "loras" / "person-03" / "adapter_model.safetensors").open("r+b") as damaged:
+        damaged.seek(-4, 2)
+        damaged.write(b"\x00\x00\xc0\x7f")
+    words = ["import", tmp_path / "loras", "--base", pico, "--rank", 2, "--runs", tmp_path / "runs", "--json"]
+    expected = w2w(*words, "--out", tmp_path / "one").json()
+    for n in (1, 2):
+        out = tmp_path / f"by-{n}"
+        found = w2w(*words, "--out", out, "--ray", cluster.address, "--cores", 1, "--workers", n).json()
+        assert contents(out) == contents(tmp_path / "one")
+        assert found["files"] == expected["files"] and (found["imported"], found["skipped"]) == (19, 1)
+    refused = w2w(*words, "--out", tmp_path / "three", "--ray", cluster.address, "--threads", 2)
+    assert refused.code == 2 and "--threads was given with --ray" in refused.err
 
 
 def test_an_update_is_not_shared_out(w2w: W2w, dataset: Path, tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from enum import Enum, StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import print_table, run, save_table, those_given
+from w2wpp.cli.common import Run, print_table, run, save_table, those_given
 from w2wpp.cli.help import EXCHANGE, verb
 from w2wpp.cli.options import MOST_RANK, RUNS, AppendOut, DryRun, Json, Memory, Precision, Runs
+from w2wpp.cli.scaling import Cores, Ray, Workers, check_scaling, handed_out
 from w2wpp.common.errors import W2WError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PublishedPart(StrEnum):
@@ -91,6 +95,9 @@ def import_(
     guidance: TrainedGuidance = None,
     memory: Memory = 2.0,
     threads: Threads = None,
+    ray: Ray = None,
+    cores: Cores = None,
+    workers: Workers = None,
     base: FilesBase = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
@@ -101,15 +108,16 @@ def import_(
     Ranks and alphas may differ: every product is refactored to one rank and one gauge, and the error is reported. A file
     that cannot be a row is skipped, and the table at the end says why. Several layouts become one dataset each, in OUT.
     The published files come from any folder of theirs, or from the hub: w2w import snap-research/weights2weights --out published
+    --ray reads LoRAs on all machines of a Ray cluster, which must see SOURCE at the same path; this process alone writes.
     """
     given = locals()
+    check_scaling(given)
     kind = kind_of(source)
     refuse_others(kind, given)
     base = base or (published_base(source) if kind == Kind.published or (kind == Kind.model and not space) else None)
     one = "points.safetensors" if kind == Kind.model else ""  # one model is one file, and no folder to own
     with run("import", {**given, "base": base or "auto"}, one, reads=("base",)) as job:  # `import_loras` looks at the rest
         from w2wpp.exchange import import_published
-        from w2wpp.exchange.denoiser import Denoiser
 
         kept = getattr(import_module("torch"), dtype.value)
         if kind == Kind.model:
@@ -118,13 +126,23 @@ def import_(
             found = import_published.import_files(source, str(base), out, m=m, part=part.value, alpha=alpha, memory=memory, dtype=kept)
             job.results = {"base": base} | found
         else:
-            how = {name: given[name] for name in ("rank", "alpha", "drop_text_encoder", "strict", "labels", "memory", "threads")}
-            told = {name: given[name] for name in ("prompt", "guidance") if given[name] is not None}
-            job.results = w2w.import_loras(Denoiser.load(base) if base else None, source, out, dtype=kept, prompting=told, **how)
-            files = job.results["files"] if as_json else job.results.pop("files")
-            save_table(job.folder / "files.csv", files)
-            if not as_json:
-                print_table(files, job.folder / "files.csv")
+            import_loras(job, given, base, kept)
+
+
+def import_loras(job: Run, given: Mapping[str, Any], base: str | None, dtype: "torch.dtype") -> None:
+    """Import LoRA files, and print what became of each. given: the verb's arguments."""
+    from w2wpp.exchange.denoiser import Denoiser
+    from w2wpp.exchange.import_rows import ImportRecipe
+
+    how = {name: given[name] for name in ("rank", "alpha", "drop_text_encoder", "strict", "labels", "memory", "threads")}
+    told = {name: given[name] for name in ("prompt", "guidance") if given[name] is not None}
+    denoiser = Denoiser.load(base) if base else None
+    with handed_out(given, job, ImportRecipe) as mapper:
+        job.results |= w2w.import_loras(denoiser, given["source"], given["out"], dtype=dtype, prompting=told, mapper=mapper, **how)
+    files = job.results["files"] if given["as_json"] else job.results.pop("files")
+    save_table(job.folder / "files.csv", files)
+    if not given["as_json"]:
+        print_table(files, job.folder / "files.csv")
 
 
 def kind_of(source: Path) -> Kind:
@@ -141,7 +159,9 @@ def refuse_others(kind: Kind, given: Mapping[str, Any]) -> None:
     """Raise W2WError for options that sources of this kind do not have. given: the verb's arguments."""
     if given["space"] and kind != Kind.model:
         raise W2WError("--space is for a w2wmodel.pt, which becomes a point of it. Leave it out.")
-    loras_only = ("rank", "labels", "drop_text_encoder", "strict", "threads", "prompt", "guidance")
+    if given["ray"] and given["threads"]:
+        raise W2WError("--threads was given with --ray, whose workers each read some files at a time. Leave out one of them.")
+    loras_only = ("rank", "labels", "drop_text_encoder", "strict", "threads", "prompt", "guidance", "ray")
     published_only = ("m", "part")
     others = {Kind.loras: published_only, Kind.published: loras_only, Kind.model: (*loras_only, *published_only)}[kind]
     chosen = {**given, "part": None if given["part"] == PublishedPart.all else given["part"]}

@@ -5,31 +5,27 @@ One bad file never stops the others, unless `strict` is asked for: it is left ou
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import apart
+from w2wpp.common.mapping import Mapper
 from w2wpp.common.progress import track
 from w2wpp.dataset.shards import rows_within
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.exchange.denoiser import Denoiser
-from w2wpp.exchange.formats.canonical import to_rows
-from w2wpp.exchange.formats.lora_file import Lora, load_lora
 from w2wpp.exchange.formats.lora_places import list_loras, pickles
 from w2wpp.exchange.import_bases import Bases
 from w2wpp.exchange.import_plans import Imported, ImportOptions, Planned, groups_of, labels_of, plans_of
+from w2wpp.exchange.import_rows import EXACT, Read, by_threads, plain
 from w2wpp.lora.layout import Layout, layout_of
 
 TOGETHER = 8  # files that a thread reads and decomposes at a time
 SHARD = 2**27  # bytes of rows that are written at a time, where that is more than the threads need
-EXACT = 1e-6  # relative errors below are float32's own
 
 
 def import_loras(
@@ -46,6 +42,7 @@ def import_loras(
     dtype: torch.dtype = torch.float32,
     prompting: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    mapper: Mapper | None = None,
 ) -> dict[str, Any]:
     """Import every LoRA under `source` as rows of the dataset `out`, or of one dataset in `out` for each layout.
 
@@ -53,12 +50,13 @@ def import_loras(
     first file that is no whole LoRA of the base, and make one dataset. labels: a csv whose column `file` holds paths below
     `source`. memory: GiB that rows may take. prompting: the `prompt` and `guidance` of these
     LoRAs, which datasets remember. threads: that read files and decompose products, one for each core unless given; rows
-    stay in the order of the files. Files that are in already are left alone. Returns the datasets' info, and
+    stay in the order of the files. mapper: workers of an `ImportRecipe`, who do that in place of threads. Files that are in
+    already are left alone. Returns the datasets' info, and
     under `files` what became of each file.
     Raises W2WError for a label of none of the files, and if nothing at all could be imported.
     """
     options = ImportOptions(rank, alpha, drop_text_encoder, strict, memory, dtype, prompting, threads or os.cpu_count() or 1)
-    source, out = Path(source), Path(out)
+    source, out = Path(source).absolute() if mapper else Path(source), Path(out)
     apart(out, source, labels)
     bases = Bases(base)
     files = list_loras(source)
@@ -67,14 +65,20 @@ def import_loras(
     done = Imported()
     plans = plans_of(bases, files, names, source, options, done)
     groups = groups_of(plans, out, options, done)
-    datasets = [info for group in groups if (info := _import_group(*group, options, known, done)) is not None]
+    datasets = [info for group in groups if (info := _import_group(*group, options, known, done, mapper)) is not None]
     if all(state == "skipped" for state in done.state.values()):
         raise _nothing(files, names, source, done)
     return _told(datasets, done, [_shown(file.relative_to(source)) for file in pickles(source)])
 
 
 def _import_group(
-    place: Path, group: list[Planned], base: Denoiser, options: ImportOptions, known: Mapping[str, Mapping[str, str]], done: Imported
+    place: Path,
+    group: list[Planned],
+    base: Denoiser,
+    options: ImportOptions,
+    known: Mapping[str, Mapping[str, str]],
+    done: Imported,
+    mapper: Mapper | None,
 ) -> dict[str, Any] | None:
     """Append files of one layout to a dataset, as many at a time as memory allows; returns its info.
 
@@ -93,18 +97,19 @@ def _import_group(
     done.state |= {one.name: "already there" for one in group if one.id in there}
     before, rows = len(there), _rows_a_shard(layout.d, options)
     parts = [todo[i : i + rows] for i in range(0, len(todo), rows)]
-    with ThreadPoolExecutor(options.threads) as pool:
-
-        def begun(part: list[Planned]) -> list[Future[_Rows]]:
-            return [pool.submit(_rows_of, part[i : i + TOGETHER], layout, options, done) for i in range(0, len(part), TOGETHER)]
-
-        ahead = begun(parts[0]) if parts else []
-        for after in track([*parts[1:], []], "import", f"groups of {rows} adapters"):
-            ready, ahead = ahead, begun(after)  # the next files are read while these rows are written
-            read = [piece for future in ready if (piece := future.result()).files]
-            if read:
-                dataset = make() if dataset is None else dataset
-                _append(dataset, read, options, known, done)
+    pieces = [[part[i : i + TOGETHER] for i in range(0, len(part), TOGETHER)] for part in parts]
+    bases = {plain(one.plan, one.base).base: one.base for one in todo}
+    mapper = mapper or by_threads(bases.__getitem__, options.threads, -(-rows // TOGETHER))  # read while those before are written
+    tasks = [[plain(one.plan, one.base) for one in piece] for part in pieces for piece in part]
+    results = iter(mapper(tasks, (layout, options.strict)))
+    for part in track(pieces, "import", f"groups of {rows} adapters"):
+        read = [(piece, next(results)) for piece in part]
+        for piece, found in read:
+            for i, why in found.refused.items():
+                done.skip(piece[i].name, W2WError(why), piece[i].file)
+        if any(found.errors for _, found in read):
+            dataset = make() if dataset is None else dataset
+            _append(dataset, read, options, known, done)
     return None if dataset is None else {**dataset.info(), "imported": len(dataset) - before}
 
 
@@ -127,53 +132,21 @@ def _rows_a_shard(d: int, options: ImportOptions) -> int:
     return max(1, min(256, enough, rows_within(options.memory, d) // 2))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What became of some files that were read: rows [k, d], and the relative error of each."""
-
-    files: list[Planned]
-    weights: Tensor
-    errors: list[float]
-    notes: list[str]
-
-
-def _rows_of(files: list[Planned], layout: Layout, options: ImportOptions, done: Imported) -> _Rows:
-    """Read some files and bring them to one layout; those that cannot be read are skipped."""
-    read = [(one, lora) for one in files if (lora := _read(one, layout.rank, options, done)) is not None]
-    weights, errors = to_rows([lora for _, lora in read], layout)
-    return _Rows([one for one, _ in read], weights, errors, [_note(*both, error) for both, error in zip(read, errors, strict=True)])
-
-
 def _append(
-    dataset: WeightDataset, parts: list[_Rows], options: ImportOptions, known: Mapping[str, Mapping[str, str]], done: Imported
+    dataset: WeightDataset,
+    parts: list[tuple[list[Planned], Read]],
+    options: ImportOptions,
+    known: Mapping[str, Mapping[str, str]],
+    done: Imported,
 ) -> None:
     """Append what was read as one shard, and say so of each file."""
-    read = [(one, error, note) for part in parts for one, error, note in zip(part.files, part.errors, part.notes, strict=True)]
+    read = [(piece[i], error, note) for piece, part in parts for (i, error), note in zip(part.errors.items(), part.notes, strict=True)]
     told = [{**known.get(one.name, {}), "rank_error": error} for one, error, _ in read]
-    dataset.append(torch.cat([part.weights for part in parts]), [one.id for one, *_ in read], told, options.dtype)
+    dataset.append(torch.cat([part.weights for _, part in parts]), [one.id for one, *_ in read], told, options.dtype)
     for one, error, note in read:
         done.errors[one.id] = error
         done.state[one.name] = "re-factored" if error > EXACT or one.plan.kinds != {"LoRA"} else "imported"
         done.note[one.name] = note
-
-
-def _read(one: Planned, rank: int, options: ImportOptions, done: Imported) -> Lora | None:
-    try:
-        return load_lora(one.plan, one.base, rank)
-    except W2WError as error:
-        if options.strict:
-            raise
-        done.skip(one.name, error, one.file)
-        return None
-
-
-def _note(one: Planned, lora: Lora, error: float) -> str:
-    plan = one.plan
-    kinds = "" if plan.kinds == {"LoRA"} else f"{' and '.join(sorted(plan.kinds))}, "
-    notes = [f"{kinds}error {error:.2g} of its norm"] if kinds or error > EXACT else []
-    if not any(bool(factor.any()) and bool(lora.down[layer].any()) for layer, factor in lora.up.items()):
-        notes.append("warning: every product in it is zero, so that it changes nothing: was it trained?")
-    return "; ".join([*notes, *plan.notes])
 
 
 def _of_rows(place: Path, options: ImportOptions) -> Layout | None:

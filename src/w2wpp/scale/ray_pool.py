@@ -155,7 +155,7 @@ def connected(address: str) -> Iterator[bool]:
             ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, and a bare one where a start takes too long
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise W2WError(f"no Ray cluster at {address}: {reason} Start one with `ray start --head`, or give --ray local.") from error
     try:
