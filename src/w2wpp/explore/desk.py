@@ -247,7 +247,7 @@ class Desk:
     def redraw(self, visit: Visit, locked: bool, *words: Any) -> tuple[Any, ...]:
         """Draw the current person as the fields say; without the lock, at new image seeds."""
         how = Words.of(*words) if locked else Words.of(*words)._replace(seed=random.randrange(10**6))
-        return (*self.current(visit, *how), how.seed)
+        return (*self.current(visit, *how), gr.skip() if locked else how.seed)  # what was typed meanwhile stays
 
     @in_one_line()
     def export(self, visit: Visit, form: str) -> str:

@@ -19,6 +19,7 @@ PICK, BRUSH = ((HERE / name).read_text(encoding="utf-8") for name in ("pick.js",
 # One model: one request at a time computes, and of those that a control sends meanwhile only the last counts.
 ONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private", "show_progress": "minimal"}
 LAST = {**ONE, "trigger_mode": "always_last", "show_progress": "hidden"}
+EACH = {**ONE, "trigger_mode": "multiple"}  # of a button that counts as often as it is clicked
 THEME = gr.themes.Base(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
@@ -39,10 +40,15 @@ def build(studio: Studio) -> gr.Blocks:
                 at.person()
             with gr.Column(min_width=300, elem_classes="w2w-more"):
                 at.more()
-            with gr.Column(min_width=300, elem_classes="w2w-tabs"), gr.Tabs():
-                for tab in (at.sample, at.photo, at.adapter, at.blend, at.edit, at.map, at.prompt):
-                    with gr.Tab(tab.__name__.capitalize()) as place:
-                        tab(place)
+            with gr.Column(min_width=300, elem_classes="w2w-tabs"):
+                # Gradio mounts what is inside a tab only when it is chosen, and a moment later writes the first values over what was typed
+                # since. So the tabs are empty, and page.css shows the panel of the chosen one.
+                panels = [at.sample, at.photo, at.adapter, at.blend, at.edit, at.map, at.prompt]
+                with gr.Tabs():
+                    tabs = [gr.Tab(panel.__name__.capitalize(), elem_id=f"tab-{panel.__name__}") for panel in panels]
+                for tab, panel in zip(tabs, panels, strict=True):
+                    with gr.Column(elem_id=f"panel-{panel.__name__}", elem_classes="w2w-panel"):
+                        panel(tab)
         page.load(at.desk.opened, [at.visit, at.seed, *at.words], [*at.shows, at.sheet], **ONE)
     return page
 
@@ -81,18 +87,17 @@ class Page:
             self.redo.render()
             favour = gr.Button("Add to favourites", size="sm", min_width=100)
         for button, which in ((self.undo, "undo"), (self.redo, "redo"), (favour, "favour")):
-            button.click(partial(self.desk.step, which), [self.visit, *self.words], self.shows, **ONE)
+            button.click(partial(self.desk.step, which), [self.visit, *self.words], self.shows, **EACH)
 
     def more(self) -> None:
         """Favourites, the command, and export."""
         self.favourites.render()
         self.command.render()
-        with gr.Accordion("Export", open=False):
-            form = gr.Radio(FORMS, value="point", label="Format", info="ComfyUI and A1111 read kohya.")
-            write = gr.Button("Write files", size="sm")
-            files = gr.HTML(elem_id="files")
+        form = gr.Radio(FORMS, value="point", label="Export", info="ComfyUI and A1111 read kohya.")
+        write = gr.Button("Write files", size="sm")
+        files = gr.HTML(elem_id="files")
         self.favourites.input(self.desk.load, [self.visit, self.favourites, *self.words], self.shows, **LAST)
-        write.click(self.desk.export, [self.visit, form], files, **ONE)
+        write.click(self.desk.export, [self.visit, form], files, **LAST)
 
     def sample(self, _: gr.Tab) -> None:
         with gr.Row():
@@ -125,7 +130,7 @@ class Page:
         sent.preprocess = lambda payload: [file.path for file in payload or []]  # gradio's leaves a file behind
         kept = gr.Markdown()
         row.input(self.desk.load, [self.visit, row, *self.words], self.shows, **LAST)
-        sent.upload(self.desk.adapter, [self.visit, sent, *self.words], [*self.shows, kept], **ONE)
+        sent.upload(self.desk.adapter, [self.visit, sent, *self.words], [*self.shows, kept], **LAST)
 
     def blend(self, _: gr.Tab) -> None:
         with gr.Row():
