@@ -42,7 +42,7 @@ def slider_changes(shared: Studio, solver_steps: int = 10) -> dict[str, Any]:
     seconds = []
     for i in range(CHANGES + 1):
         begun = time.perf_counter()
-        desk.edit(visit, [], 1.0, *words, 4 * i / CHANGES - 2, *rest)
+        desk.edit(visit, [], 1.0, 4 * i / CHANGES - 2, *rest, *words)
         seconds.append(time.perf_counter() - begun)
     kept = sorted(seconds[1:])  # the first one fits the directions
     return {"changes": CHANGES, "solver_steps": solver_steps, "median_s": statistics.median(kept), "slowest_s": kept[-1]}

@@ -60,7 +60,6 @@ class Desk:
 
     studio: Studio
 
-    @in_one_line()
     def current(self, visit: Visit, *words: Any) -> tuple[Any, ...]:
         """The visit, and everything that shows the current person, drawn anew."""
         how = Words.of(*words)
@@ -78,7 +77,6 @@ class Desk:
             gr.update(choices=names),
         )
 
-    @in_one_line()
     def person(self, visit: Visit, name: str) -> Person:
         """Somebody by name: of this visit, or of the dataset."""
         if name in visit.people:
@@ -87,13 +85,11 @@ class Desk:
             raise W2WError(f"there is nobody called {str(name)[:80]!r} here. Choose a name from the list.")
         return Person(name, self.studio.z[self.studio.ids.index(name)])
 
-    @in_one_line()
     def opened(self, visit: Visit, seed: float, *words: Any) -> tuple[Any, ...]:
         """The page as it first stands: a sheet, and its first person."""
         visit, sheet = self.sheet(visit, seed, *words)
         return (*self.current(visit.keep(visit.sheet[0]), *words), sheet)
 
-    @in_one_line()
     def sheet(self, visit: Visit, seed: float, *words: Any) -> tuple[Visit, str]:
         """New people, one picture each."""
         of = int(number(seed))
@@ -102,32 +98,26 @@ class Desk:
         drawn = self.studio.each(z, Words.of(*words))
         return replace(visit, sheet=people), shown.pictures(f"{SHEET} people of seed {of}", drawn, range(SHEET))
 
-    @in_one_line()
     def pick(self, event: gr.EventData, visit: Visit, *words: Any) -> tuple[Any, ...]:
         """Keep one of the sheet."""
         return self.current(visit.keep(_numbered(event, visit.sheet)), *words)
 
-    @in_one_line()
     def step(self, which: str, visit: Visit, *words: Any) -> tuple[Any, ...]:
         """undo, redo, favour."""
         return self.current(getattr(visit, which)(), *words)
 
-    @in_one_line()
     def keep(self, which: str, visit: Visit, *words: Any) -> tuple[Any, ...]:
         """Make what was `edited` or `blended` the current person."""
         return self.current(visit.keep(getattr(visit, which)), *words)
 
-    @in_one_line()
     def load(self, visit: Visit, name: str, *words: Any) -> tuple[Any, ...]:
         """Make somebody the current person, by name."""
         return self.current(visit.keep(self.person(visit, name)), *words)
 
-    @in_one_line()
     def load_place(self, event: gr.EventData, visit: Visit, *words: Any) -> tuple[Any, ...]:
         """Make somebody of the map the current person."""
         return self.load(visit, _numbered(event, self.studio.ids), *words)
 
-    @in_one_line()
     def neighbours(self, visit: Visit, *words: Any) -> tuple[str, str]:
         """The map with the current person, and the people nearest to it."""
         studio, z = self.studio, visit.who.z
@@ -139,7 +129,6 @@ class Desk:
         near = shown.pictures(f"nearest, with distance: {told}", studio.each(studio.z[people], Words.of(*words)), people)
         return shown.scatter(studio.places, studio.ids, studio.axes[:2] @ z), near
 
-    @in_one_line()
     def photo(self, visit: Visit, path: str | None) -> tuple[Visit, str, None]:
         """Find the face in a photo that was sent, and show it aligned."""
         if not path:
@@ -148,7 +137,6 @@ class Desk:
             face = ready_photo(decode(picture_bytes(file), Path(path).name), self.studio.base)
         return replace(visit, photo=face, photo_name=Path(path).name, mask=None), shown.canvas(face), None
 
-    @in_one_line()
     def mask(self, event: gr.EventData, visit: Visit) -> Visit:
         """What the brush painted on the face."""
         kind, _, data = str(event.mask)[: LARGEST_MASK + 1].partition(",")
@@ -192,28 +180,25 @@ class Desk:
                 person = commands.inverted(studio, person, visit.photo_name, n)
             yield visit.keep(person), told + shown.losses(seen, n)
 
-    @in_one_line()
     def adapter(self, visit: Visit, sent: Sequence[str] | None, *words: Any) -> tuple[Any, ...]:
         """Make an adapter's point the current person: a safetensors file, or the two files of a peft folder."""
         with taken(sent or []) as files:
             found = {path.suffix: path for path in files}
             if len(files) != len(found) or found.keys() not in ({".safetensors"}, {".safetensors", ".json"}):
                 raise W2WError("give one .safetensors file, or adapter_config.json and adapter_model.safetensors together.")
-            path, name = found[".safetensors"], "adapter"
+            path = found[".safetensors"]
+            name = "adapter" if ".json" in found else path.stem
             if ".json" in found:
-                for ending, own in ((".json", "adapter_config.json"), (".safetensors", "adapter_model.safetensors")):
-                    path = found[ending].rename(found[ending].with_name(own)).parent
-            else:
-                name = Path(sent[0]).stem if sent else name
+                found[".json"].rename(path.with_name("adapter_config.json"))
+                path = path.rename(path.with_name("adapter_model.safetensors")).parent
             z, lost = self.studio.read(path)
         kept = f"The space keeps {max(0.0, 1 - lost):.0%} of this adapter's weights."
         return (*self.current(visit.keep(Person(name, z)), *words), kept)
 
-    @in_one_line()
     def edit(self, visit: Visit, held: Sequence[str], inject_at: float, *values: Any) -> tuple[Visit, str, str]:
         """The current person above, edited below, at the same image seeds."""
         studio, n, who = self.studio, len(self.studio.directions), visit.who
-        how, sliders = Words.of(*values[:5]), [number(value) for value in values[5:]]
+        how, sliders = Words.of(*values[-5:]), [number(value) for value in values[:-5]]
         strengths = {name: value for name, value in zip(studio.directions, sliders, strict=False) if value}
         if not any(sliders):
             return replace(visit, edited=None), shown.pictures(f"{who.name}: move a slider", visit.pictures), ""
@@ -226,7 +211,6 @@ class Desk:
         drawn = studio.draw_edited(who.z, after.z, inject_at, how)
         return replace(visit, edited=after), shown.pictures(who.name, visit.pictures) + shown.pictures("edited", drawn), told
 
-    @in_one_line()
     def strip(self, visit: Visit, first: str | None, last: str | None, *words: Any) -> str:
         """The walk from one person to another at one image seed."""
         if not first or not last:
@@ -234,7 +218,6 @@ class Desk:
         walk = w2w.interpolate(self.person(visit, first).z, self.person(visit, last).z, STRIP)
         return shown.pictures(f"{first} to {last}", self.studio.each(walk, Words.of(*words)))
 
-    @in_one_line()
     def blend(self, visit: Visit, first: str | None, last: str | None, share: float, *words: Any) -> tuple[Visit, str]:
         """The person at a share of the way from one to another."""
         if not first or not last:
@@ -243,13 +226,11 @@ class Desk:
         person = Person(f"{first[:30]}-{round(100 * share)}-{last[:30]}", z)
         return replace(visit, blended=person), shown.pictures(person.name, self.studio.draw(z, Words.of(*words)))
 
-    @in_one_line()
     def redraw(self, visit: Visit, locked: bool, *words: Any) -> tuple[Any, ...]:
         """Draw the current person as the fields say; without the lock, at new image seeds."""
         how = Words.of(*words) if locked else Words.of(*words)._replace(seed=random.randrange(10**6))
         return (*self.current(visit, *how), gr.skip() if locked else how.seed)  # what was typed meanwhile stays
 
-    @in_one_line()
     def export(self, visit: Visit, form: str) -> str:
         """The current person as files."""
         with TemporaryDirectory(dir=ROOT) as folder:

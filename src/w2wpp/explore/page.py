@@ -1,5 +1,6 @@
 """The page itself: its tabs and controls, which handler each calls, and the server around it."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from w2wpp.explore import shown
-from w2wpp.explore.desk import Desk
+from w2wpp.explore.desk import Desk, in_one_line
 from w2wpp.explore.studio import LONGEST, Studio
 from w2wpp.explore.visit import Visit
 
@@ -49,7 +50,7 @@ def build(studio: Studio) -> gr.Blocks:
                 for tab, panel in zip(tabs, panels, strict=True):
                     with gr.Column(elem_id=f"panel-{panel.__name__}", elem_classes="w2w-panel"):
                         panel(tab)
-        page.load(at.desk.opened, [at.visit, at.seed, *at.words], [*at.shows, at.sheet], **ONE)
+        at.ask(page.load, at.desk.opened, [at.seed], [*at.shows, at.sheet], ONE)
     return page
 
 
@@ -60,8 +61,9 @@ class Page:
         known = studio.space.prompting
         self.studio, self.desk, self.visit = studio, Desk(studio), gr.State(Visit())
         self.now = gr.HTML(elem_id="now", render=False)
-        self.command = gr.Textbox(
-            label="Copy as command", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id="command", render=False
+        self.command, self.edit_command = (
+            gr.Textbox(label="Copy as command", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id=name, render=False)
+            for name in ("command", "edit-command")
         )
         self.undo, self.redo = (gr.Button(name, size="sm", min_width=60, render=False) for name in ("Undo", "Redo"))
         self.favourites = gr.Dropdown(
@@ -79,6 +81,10 @@ class Page:
         ]
         self.shows = [self.visit, self.now, self.command, self.undo, self.redo, self.favourites, self.first, self.end]
 
+    def ask(self, event: Any, handler: Callable[..., Any], given: Sequence[Any] = (), shows: Sequence[Any] = (), how: Any = LAST) -> Any:
+        """On an event, give a handler the visit, what it needs, and how to draw; show what it returns, or what went wrong."""
+        return event(in_one_line()(handler), [self.visit, *given, *self.words], shows or self.shows, **how)
+
     def person(self) -> None:
         """The current person, with undo and redo."""
         self.now.render()
@@ -87,7 +93,7 @@ class Page:
             self.redo.render()
             favour = gr.Button("Add to favourites", size="sm", min_width=100)
         for button, which in ((self.undo, "undo"), (self.redo, "redo"), (favour, "favour")):
-            button.click(partial(self.desk.step, which), [self.visit, *self.words], self.shows, **EACH)
+            self.ask(button.click, partial(self.desk.step, which), how=EACH)
 
     def more(self) -> None:
         """Favourites, the command, and export."""
@@ -96,8 +102,8 @@ class Page:
         form = gr.Radio(FORMS, value="point", label="Export", info="ComfyUI and A1111 read kohya.")
         write = gr.Button("Write files", size="sm")
         files = gr.HTML(elem_id="files")
-        self.favourites.input(self.desk.load, [self.visit, self.favourites, *self.words], self.shows, **LAST)
-        write.click(self.desk.export, [self.visit, form], files, **LAST)
+        self.ask(self.favourites.input, self.desk.load, [self.favourites])
+        write.click(in_one_line()(self.desk.export), [self.visit, form], files, **LAST)
 
     def sample(self, _: gr.Tab) -> None:
         with gr.Row():
@@ -105,8 +111,8 @@ class Page:
             draw = gr.Button("Draw new people", variant="primary")
         self.sheet = gr.HTML(js_on_load=PICK, elem_id="sheet")
         gr.Markdown("Click a picture to make it the current person.")
-        gr.on([draw.click, self.seed.submit], self.desk.sheet, [self.visit, self.seed, *self.words], [self.visit, self.sheet], **LAST)
-        self.sheet.click(self.desk.pick, [self.visit, *self.words], self.shows, **LAST)
+        self.ask(partial(gr.on, [draw.click, self.seed.submit]), self.desk.sheet, [self.seed], [self.visit, self.sheet])
+        self.ask(self.sheet.click, self.desk.pick)
 
     def photo(self, _: gr.Tab) -> None:
         photo = gr.Image(sources=["upload", "webcam"], type="filepath", label="Photo", height=240, elem_id="photo")
@@ -116,12 +122,11 @@ class Page:
         steps = gr.Slider(0, 100, 10, step=1, label="Steps", info="Steps of gradient descent.", elem_id="steps")
         invert = gr.Button("Invert", variant="primary")
         inverted = gr.HTML(elem_id="inverted")
-        photo.input(self.desk.photo, [self.visit, photo], [self.visit, aligned, photo], **LAST)
-        aligned.input(self.desk.mask, self.visit, self.visit, **LAST)
-        found = invert.click(
-            self.desk.invert, [self.visit, steps, *self.words], [self.visit, inverted], **{**ONE, "show_progress": "hidden"}
-        )
-        found.success(self.desk.current, [self.visit, *self.words], self.shows, **ONE)
+        photo.input(in_one_line()(self.desk.photo), [self.visit, photo], [self.visit, aligned, photo], **LAST)
+        aligned.input(in_one_line()(self.desk.mask), self.visit, self.visit, **LAST)
+        hidden = {**ONE, "show_progress": "hidden"}
+        found = invert.click(self.desk.invert, [self.visit, steps, *self.words], [self.visit, inverted], **hidden)
+        self.ask(found.success, self.desk.current, how=ONE)
 
     def adapter(self, _: gr.Tab) -> None:
         row = gr.Dropdown(self.studio.ids, value=None, label="Row of the dataset", elem_id="row")
@@ -129,8 +134,8 @@ class Page:
         sent = gr.File(label=label, file_count="multiple", file_types=[".safetensors", ".json"], elem_id="adapter")
         sent.preprocess = lambda payload: [file.path for file in payload or []]  # gradio's leaves a file behind
         kept = gr.Markdown()
-        row.input(self.desk.load, [self.visit, row, *self.words], self.shows, **LAST)
-        sent.upload(self.desk.adapter, [self.visit, sent, *self.words], [*self.shows, kept], **LAST)
+        self.ask(row.input, self.desk.load, [row])
+        self.ask(sent.upload, self.desk.adapter, [sent], [*self.shows, kept])
 
     def blend(self, _: gr.Tab) -> None:
         with gr.Row():
@@ -142,9 +147,9 @@ class Page:
         keep = gr.Button("Keep as current person")
         two = [self.first, self.end]
         ends = [self.first.input, self.end.input]
-        gr.on(ends, self.desk.strip, [self.visit, *two, *self.words], strip, **LAST)
-        gr.on([*ends, share.input], self.desk.blend, [self.visit, *two, share, *self.words], [self.visit, blended], **LAST)
-        keep.click(partial(self.desk.keep, "blended"), [self.visit, *self.words], self.shows, **ONE)
+        self.ask(partial(gr.on, ends), self.desk.strip, two, [strip])
+        self.ask(partial(gr.on, [*ends, share.input]), self.desk.blend, [*two, share], [self.visit, blended])
+        self.ask(keep.click, partial(self.desk.keep, "blended"), how=ONE)
 
     def edit(self, _: gr.Tab) -> None:
         edited = gr.HTML(elem_id="edited")
@@ -157,35 +162,28 @@ class Page:
         held = gr.CheckboxGroup(names, label="Debias", info="Attributes whose score must not change.")
         about = "The edit acts below this share of the noise schedule; 1 is all."
         inject = gr.Slider(0, 1, 1, step=0.05, label="Late injection", info=about, elem_id="inject")
-        command = gr.Textbox(label="Copy as command", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id="edit-command")
+        self.edit_command.render()
         keep = gr.Button("Keep as current person")
         changes = [control.input for control in (*sliders, held, inject)]
-        gr.on(
-            [*changes, self.now.change],
-            self.desk.edit,
-            [self.visit, held, inject, *self.words, *sliders],
-            [self.visit, edited, command],
-            **LAST,
-        )
+        shows = [self.visit, edited, self.edit_command]
+        self.ask(partial(gr.on, [*changes, self.now.change]), self.desk.edit, [held, inject, *sliders], shows)
         rest = keep.click(None, None, sliders, js=f"() => {[0] * len(sliders)}", api_visibility="private")
-        rest.then(partial(self.desk.keep, "edited"), [self.visit, *self.words], self.shows, **ONE)
+        self.ask(rest.then, partial(self.desk.keep, "edited"), how=ONE)
 
     def map(self, tab: gr.Tab) -> None:
         chart = gr.HTML(shown.scatter(self.studio.places, self.studio.ids), js_on_load=PICK, elem_id="map")
         gr.Markdown("The people of the dataset, along the first two principal directions. Click a dot or a picture to load a person.")
         near = gr.HTML(js_on_load=PICK, elem_id="near")
-        given, out = [self.visit, *self.words], [chart, near]
-        tab.select(self.desk.neighbours, given, out, **LAST)
-        loaded = gr.on([chart.click, near.click], self.desk.load_place, given, self.shows, **LAST)
-        loaded.success(self.desk.neighbours, given, out, **LAST)
+        loaded = self.ask(partial(gr.on, [chart.click, near.click]), self.desk.load_place)
+        for event in (tab.select, loaded.success):
+            self.ask(event, self.desk.neighbours, shows=[chart, near])
 
     def prompt(self, _: gr.Tab) -> None:
         for control in self.words:
             control.render()
         lock = gr.Checkbox(True, label="Lock the image seed", info="Without the lock every Draw takes another one.", elem_id="lock")
         draw = gr.Button("Draw", variant="primary")
-        inputs = [self.visit, lock, *self.words]
-        gr.on([draw.click, self.words[0].submit], self.desk.redraw, inputs, [*self.shows, self.words[-1]], **LAST)
+        self.ask(partial(gr.on, [draw.click, self.words[0].submit]), self.desk.redraw, [lock], [*self.shows, self.words[-1]])
 
 
 def launch(page: gr.Blocks, host: str, port: int | None, *, browser: bool, auth: tuple[str, str] | None, share: bool) -> str:
