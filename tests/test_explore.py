@@ -46,7 +46,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
-PATIENCE = 60_000  # milliseconds, on a machine of any speed
+PATIENCE = 120_000  # milliseconds, on a machine of any speed
 
 
 class Recogniser:
@@ -291,7 +291,7 @@ def test_overtaken_changes_of_a_slider_are_dropped(visitor: Callable[[], Any], s
     def held(*given: Any) -> Any:
         drawn.append(1)
         begun.set()
-        assert go.wait(PATIENCE / 1000)
+        assert go.wait(2 * PATIENCE / 1000)  # all keys are pressed meanwhile
         return draw(*given)
 
     monkeypatch.setattr(Studio, "draw_edited", held)
@@ -300,6 +300,7 @@ def test_overtaken_changes_of_a_slider_are_dropped(visitor: Callable[[], Any], s
     assert begun.wait(PATIENCE / 1000)
     for _ in range(19):
         slider.press("ArrowRight")
+    sync_api.expect(slider).to_have_value("2", timeout=PATIENCE)
     go.set()
     commands(page, "#edit-command", "smiling=2 ")
     assert len(drawn) == 2  # the first, and the last
