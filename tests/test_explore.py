@@ -151,11 +151,7 @@ def refused(page: Any, why: str) -> None:
 
 def nothing_is_left() -> None:
     """Wait until no file of any visitor is on this machine."""
-    for _ in range(300):
-        if not [path for path in ROOT.rglob("*") if path.is_file()]:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"files are left: {[path for path in ROOT.rglob('*') if path.is_file()]}")
+    eventually(lambda: not any(path.is_file() for path in ROOT.rglob("*")))
 
 
 def noise(path: Path, seed: int = 0) -> Path:
