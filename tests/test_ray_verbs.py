@@ -13,6 +13,7 @@ from torch import nn
 from conftest import Ended, write_faces
 from nodes import until, workers
 from quick_table import SHORT, SMALL, ColourRecogniser, QuickTable
+from test_generate_all import pictures
 from test_pca import WIDE, spectrum
 from test_shares import contents
 from w2wpp.adapters.train import AdapterOptions
@@ -150,6 +151,14 @@ def test_an_import_by_two_workers_gives_the_bytes_of_one_process(
         assert found["files"] == expected["files"] and (found["imported"], found["skipped"]) == (19, 1)
     refused = w2w(*words, "--out", tmp_path / "three", "--ray", cluster.address, "--threads", 2)
     assert refused.code == 2 and "--threads was given with --ray" in refused.err
+
+
+def test_pictures_of_all_by_two_workers_are_those_of_one_process(w2w: W2w, cluster: Any, dataset: Path, pico: Path, tmp_path: Path) -> None:
+    words = ["generate", "--all", "--dataset", dataset, "--n", 16, "--solver-steps", 2, "--base", pico, "--device", "cpu"]
+    words += ["--runs", tmp_path / "runs", "--json", "--out"]
+    w2w(*words, tmp_path / "one").json()
+    told = w2w(*words, tmp_path / "two", "--ray", cluster.address, "--cores", 1).json()
+    assert told["drawn"] == 10 and pictures(tmp_path / "two") == pictures(tmp_path / "one")
 
 
 def test_an_update_is_not_shared_out(w2w: W2w, dataset: Path, tmp_path: Path) -> None:
