@@ -17,6 +17,7 @@ from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
 from w2wpp.common.locks import owned
 from w2wpp.common.progress import note, track
+from w2wpp.common.storage import here
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.photos.alignment import AlignedFaces
 
@@ -68,7 +69,7 @@ def _train_population(
     share: Share | None,
     retry_failed: bool,
 ) -> None:
-    before = Status.load(dataset.folder)
+    before = Status.load(here(dataset.folder))
     failed = {} if retry_failed or not before else before.failed
     have = set(dataset.ids)
     if share is None and all(portrait.id in have or portrait.id in failed for portrait in wanted):
@@ -88,7 +89,7 @@ def _train_population(
 
 def _append_all(dataset: WeightDataset, groups: list[Group], engine: Engine, status: Status, dtype: torch.dtype) -> None:
     """Append what comes of each group, in their order, and keep the status file."""
-    out, well = dataset.folder, False
+    out, well = here(dataset.folder), False
 
     def running(ids: list[str]) -> None:
         status.running, status.again = ids, engine.told()

@@ -30,6 +30,9 @@ Options = TypeVar("Options")
 
 MOST_LOST = 0.5  # share of an adapter that encoding may lose without a word
 
+# Arguments of verbs that may be addresses of a storage, as in `storage.place`.
+STORED = ("photos", "faces", "dataset", "datasets", "points", "space", "spaces", "update", "start", "encoder", "prior")
+
 # Arguments of verbs that name what is read: a result may not lie there.
 READS = (
     *("photos", "photo", "mask", "source", "labels", "faces", "portraits"),
@@ -49,7 +52,14 @@ class Run:
 
 @contextmanager
 def run(
-    name: str, options: Mapping[str, Any], product: str = "", *, reads: Sequence[str] = READS, resumes: bool = True, sign: str = ""
+    name: str,
+    options: Mapping[str, Any],
+    product: str = "",
+    *,
+    reads: Sequence[str] = READS,
+    resumes: bool = True,
+    sign: str = "",
+    stored: bool = False,
 ) -> Iterator[Run]:
     """The numbered run folder around a verb that makes files.
 
@@ -58,23 +68,29 @@ def run(
     reads: arguments that name what is read. Raises W2WError if `out` is, contains or lies in one of these.
     resumes: whether the verb goes on with what is in its folder `out`; else that must be empty, or `overwrite` given.
     sign: what the verb makes first in `out`; a folder that holds other things without it is refused.
+    stored: whether `out` may be an address of a storage.
     """
     from w2wpp.common import runs
     from w2wpp.common.files import ASIDE, apart
     from w2wpp.common.locks import owned, sweep
     from w2wpp.common.places import results_in, resumable
+    from w2wpp.common.storage import Address, place
 
+    _refuse_addresses(options, ("out", *STORED) if stored else STORED)
+    away = isinstance(there := place(options["out"] or ""), Address)
+    if isinstance(there, Address) and not options["dry_run"]:
+        there.size()  # now, and not after the work: is the bucket there?
     if options["out"]:
         apart(options["out"], *inputs_of(options, reads))
     config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
         writes = options["out"] or root / f"NNNN-{name}" / product
-        show({"dry_run": True, "writes": [str(writes), str(root / f"NNNN-{name}")], "options": config}, as_json)
+        show({"dry_run": True, "writes": [writes, root / f"NNNN-{name}"], "options": config}, as_json)
         raise typer.Exit
     folder = runs.new_run(root, name, config)
     under_way = Run(folder, options["out"] or folder / product)
-    if options["out"] is None or product:
+    if options["out"] is None or product or away:
         yield under_way
     elif resumes:
         with owned(under_way.out):
@@ -91,7 +107,16 @@ def run(
     runs.finish(folder, under_way.results)
     results = under_way.results
     shown = {key: results[key] for key in under_way.printed or results}
-    show({"out": str(under_way.out), "run": str(folder), **shown}, as_json)
+    show({"out": under_way.out, "run": folder, **shown}, as_json)
+
+
+def _refuse_addresses(options: Mapping[str, Any], but: Sequence[str]) -> None:
+    """Raise W2WError for an argument that is an address of a storage, where only a path can be read or written."""
+    from w2wpp.common.storage import here
+
+    for key, value in options.items():
+        if key not in but and (isinstance(value, Path) or (key == "base" and value)):
+            here(value, "Give a path. `w2w dataset merge` copies a dataset to an address, or from one.")
 
 
 def _placed(value: Any, aside: Path, out: Path) -> Any:

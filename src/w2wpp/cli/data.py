@@ -70,7 +70,7 @@ def dataset_select(
     as_json: Json = False,
 ) -> None:
     """Copy the rows that carry all of these labels into a dataset of their own."""
-    with run("dataset-select", locals(), sign="dataset.json") as job:
+    with run("dataset-select", locals(), sign="dataset.json", stored=True) as job:
         if not all("=" in words for words in where):
             raise W2WError(f"--where {' '.join(where)} is not of the form label=value, such as split=train.")
         wanted = dict(words.split("=", 1) for words in where)
@@ -99,7 +99,7 @@ def dataset_labels(
     if given and dataset == "tiny-faces":
         raise W2WError("tiny-faces is part of the package. Copy it with `w2w dataset merge tiny-faces --out FOLDER`, and set labels there.")
     options = {**locals(), "out": Path(dataset) / "manifest.jsonl" if given else out}
-    with run("dataset-labels", options, "labels.csv", reads=() if given else ("dataset",)) as job:
+    with run("dataset-labels", options, "labels.csv", reads=() if given else ("dataset",), stored=True) as job:
         from w2wpp.dataset.labels import label_from, write_table
 
         weights = w2w.WeightDataset.load(dataset) if given else w2w.WeightDataset.from_pretrained(dataset)
@@ -123,7 +123,7 @@ def dataset_merge(
 
     Shards of one training (`w2w adapters train --shard`) are taken in their order, and must all be there and have ended.
     """
-    with run("dataset-merge", locals(), sign="dataset.json") as job:
+    with run("dataset-merge", locals(), sign="dataset.json", stored=True) as job:
         from w2wpp.adapters.status import whole_shards
 
         opened = [w2w.WeightDataset.from_pretrained(dataset) for dataset in whole_shards(datasets)]

@@ -98,7 +98,7 @@ def fit_pca(
     check_scaling(given)
     if ray and update:
         raise W2WError("--ray was given with --update, which reads the new rows only. Leave out one of them.")
-    with run("fit-pca", given, "space.safetensors") as job:
+    with run("fit-pca", given, "space.safetensors", stored=True) as job:
         from w2wpp.spaces.table_recipe import TableRecipe
 
         data = w2w.WeightDataset.from_pretrained(dataset)
@@ -202,7 +202,8 @@ def fit_vae(
     given = {name: words[name] for name in ("m", "epochs", "batch", "lr", "kl_weight", "warmup_epochs", "schedule", "variant", "seed")}
     preferred = w2w.VaeOptions() if preset == VaePreset.ours else preset_of(preset.value)
     options = override(preferred, widths=numbers(widths) if widths else None, **given)
-    with run("fit-vae", {**words, **{name: getattr(options, name) for name in (*given, "widths")}}, "space.safetensors") as job:
+    told = {**words, **{name: getattr(options, name) for name in (*given, "widths")}}
+    with run("fit-vae", told, "space.safetensors", stored=True) as job:
         weights = w2w.WeightDataset.from_pretrained(dataset)
         model = w2w.BaseModel.load(base, device) if pictures or reconstructions else None
         if model:  # now, and not after the training

@@ -74,7 +74,7 @@ def fit_anchored(
         from w2wpp.common.files import apart
 
         apart(encoder, *inputs_of(given, reads), out, option="--encoder")
-    with run("fit-anchored-vae", given, "space.safetensors", reads=reads) as job:
+    with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
         if (faces is None) != (encoder is None):
             raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
@@ -120,7 +120,7 @@ def fit_encoder(
     as_json: Json = False,
 ) -> None:
     """Train an encoder for a space: from a photo to a point in one pass, as a model or as a start for inversion."""
-    with run("fit-encoder", locals(), "encoder.safetensors") as job:
+    with run("fit-encoder", locals(), "encoder.safetensors", stored=True) as job:
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
         photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data)

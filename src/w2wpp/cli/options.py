@@ -39,8 +39,10 @@ LeanBase = Annotated[
     bool,
     typer.Option("--low-memory", help="Compute parts of the UNet twice, in place of keeping them (gradient checkpointing); same result."),
 ]
-Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded), the folder of a weight dataset, or a hub id.")]
-SpaceFile = Annotated[Path, typer.Argument(help="A space.safetensors by `w2w fit`, its folder, a hub id, or tiny-faces (embedded).")]
+Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded), the folder of a weight dataset, its address (s3://...), or a hub id.")]
+SpaceFile = Annotated[
+    Path, typer.Argument(help="A space.safetensors by `w2w fit`, its folder, address (s3://...) or hub id, or tiny-faces (embedded).")
+]
 EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="The encoder of the space, made by `w2w fit`; tiny-faces has its own.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Caption; `sks` stands for the adapter's person.", show_default=REMEMBERED)]
 Guidance = Annotated[
@@ -53,7 +55,7 @@ PicturesEach = Annotated[int, typer.Option("--pictures", min=1, help="Pictures o
 FirstSeed = Annotated[
     int, typer.Option("--seed", min=0, help="Image seed of the first picture; the second picture has the next seed, and so on.")
 ]
-Faces = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made.")]
+Faces = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, or its address (s3://...).")]
 Memory = Annotated[float, typer.Option("--memory", min=0.001, help="Memory for rows, GiB.")]
 AppendOut = Annotated[Path, typer.Option("--out", help="Folder of the result; an interrupted run resumes there.")]
 

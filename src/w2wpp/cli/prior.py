@@ -111,7 +111,7 @@ def fit_prior(
         from w2wpp.common.files import apart
 
         apart(keep_points, *inputs_of(given), out, option="--keep-points")
-    with run("fit-prior", given, "prior.safetensors") as job:
+    with run("fit-prior", given, "prior.safetensors", stored=True) as job:
         from w2wpp.prior.base import fit_prior as fitted
         from w2wpp.prior.examples import Examples
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +73,7 @@ def training_engine(
     recipe = TrainingRecipe(
         model.source,
         model.id,
-        faces.folder,
+        Path(str(faces.folder)),  # which may say an address: the workers understand it
         options,
         start_space=given["start"],
         encoder=given["encoder"],

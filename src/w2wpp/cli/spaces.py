@@ -103,7 +103,7 @@ def interpolate(
     as_json: Json = False,
 ) -> None:
     """Walk in a straight line from one point to another; every picture has the same image seed."""
-    with run("interpolate", locals(), "strip.png") as job:
+    with run("interpolate", locals(), "strip.png", stored=True) as job:
         model, opened = open_space(space, base, device, precision)
         z, ids = w2w.load_points(points, opened) if points else (opened.sample(2, seed=seed), [f"sample-{seed}-0", f"sample-{seed}-1"])
         first, last = position(ids, start or ids[0]), position(ids, end or ids[-1])
@@ -133,7 +133,7 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Encode adapters and decode them again; draws the originals above what comes back."""
-    with run("reconstruct", locals(), "reconstructions.png") as job:
+    with run("reconstruct", locals(), "reconstructions.png", stored=True) as job:
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset)
         opened.check(data.layout, data.base_id, f"dataset {dataset}")

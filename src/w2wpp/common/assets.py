@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Address, Anywhere, place
 
 TINY_FACES = "tiny-faces"  # what stands for the embedded files in place of a path
 PACKAGE = "w2wpp-tiny-faces"
@@ -22,12 +23,12 @@ def tiny_faces(part: str) -> Path:
     return Path(str(folder)) / part
 
 
-def located(source: str | Path, part: str) -> Path:
-    """`source` as a path: for the name `tiny-faces` the embedded `part`, for a folder the file in it of the part's name.
+def located(source: Anywhere, part: str) -> Path | Address:
+    """`source` as a path or an address: for the name `tiny-faces` the embedded `part`, for a folder the file in it of the part's name.
 
     A part without a suffix is a folder, and so is its source. Raises W2WError if tiny-faces is not installed.
     """
     if str(source) == TINY_FACES:
         return tiny_faces(part)
-    path, name = Path(source), Path(part).name
-    return path / name if path.is_dir() and Path(part).suffix else path
+    path, name = place(source), Path(part).name
+    return path / name if Path(part).suffix and path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write aside, fsync, rename."""
+"""Files that appear whole or not at all: write aside, fsync, rename; at an address of a storage, one object."""
 
 import json
 import os
@@ -16,17 +16,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Address, Anywhere, here, on_disk, place
 
 ASIDE = ".w2w-"  # in the name of what is written aside; a kill may leave such a file or folder
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: Anywhere) -> Iterator[Path]:
     """Yield a path aside to write to; on success it replaces `path`, on any failure it is removed.
 
-    Raises W2WError where the file cannot be written (a full disk, no permission).
+    Raises W2WError where the file cannot be written (a full disk, no permission, a storage out of reach).
     """
-    path = Path(path)
+    path = place(path)
+    if isinstance(path, Address):
+        with tempfile.TemporaryDirectory(prefix="w2w-") as folder:
+            aside = Path(folder) / "aside"
+            aside.touch()
+            yield aside
+            path.write(aside)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_aside(path), dir=path.parent)
@@ -57,12 +65,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: Anywhere) -> Iterator[Path]:
     """Yield a folder aside to fill; on success it becomes `path`, on any failure it is removed.
 
     Raises W2WError if `path` holds something already, or cannot be made.
     """
-    path = Path(path)
+    path = here(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise W2WError(f"{path} is there already, and not empty. Choose another place.")
     try:
@@ -82,56 +90,65 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(path: Path) -> str:
+def _aside(path: Path | Address) -> str:
     """How the name of what is written aside begins: hidden, known as ours (`ASIDE`), and never too long for a file system."""
     return f".{path.name.encode()[:100].decode(errors='ignore')}{ASIDE}"
 
 
-def apart(out: str | Path, *inputs: str | Path | None, option: str = "--out") -> None:
+def apart(out: Anywhere, *inputs: Anywhere | None, option: str = "--out") -> None:
     """Raise W2WError if `out` is, contains or lies in an input, links resolved: a verb could overwrite what it reads.
 
     Inputs that are not there, such as the name of a model on a hub, do not count. option: what names `out`.
     """
-    result = Path(out).resolve()
+    goal = place(out)
+    result = _resolved(goal)
     for given in inputs:
         if given is None:
             continue
-        source = Path(given).resolve()
+        read = place(given)
+        source, away = _resolved(read), isinstance(read, Address)
+        if away != isinstance(goal, Address):
+            continue
         if result == source or (result.exists() and source.exists() and result.samefile(source)):
-            raise W2WError(f"{option} {out} is the input {given} itself, which would be overwritten. Choose another {option}.")
-        if not source.exists():
+            raise W2WError(f"{option} {goal} is the input {read} itself, which would be overwritten. Choose another {option}.")
+        if not source.exists() and not away:
             continue
         if result.is_relative_to(source):
-            raise W2WError(f"{option} {out} lies in {given}, whose files are to be read. Choose another {option}.")
+            raise W2WError(f"{option} {goal} lies in {read}, whose files are to be read. Choose another {option}.")
         if source.is_relative_to(result):
-            raise W2WError(f"{option} {out} contains the input {given}. Choose another {option}.")
+            raise W2WError(f"{option} {goal} contains the input {read}. Choose another {option}.")
 
 
-def write_text(path: str | Path, text: str) -> None:
+def _resolved(found: Path | Address) -> Path:
+    """With links resolved; an address as a path of its own, to compare with another."""
+    return Path(f"/{found.protocol}:", found.path) if isinstance(found, Address) else found.resolve()
+
+
+def write_text(path: Anywhere, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: Anywhere, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: Anywhere) -> Any:
     """Read a JSON file. Raises W2WError naming the path if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(place(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise W2WError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits, or brackets without end
         raise W2WError(f"{path} is not readable JSON ({error}). Was it cut short?") from error
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Anywhere, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors to `path`, whole or not at all."""
-    path = Path(path)
-    with replacing(path) as aside, tempfile.TemporaryDirectory(prefix=_aside(path), dir=path.parent) as own:
+    path = place(path)
+    with replacing(path) as aside, tempfile.TemporaryDirectory(prefix=_aside(path), dir=aside.parent) as own:
         whole = Path(own) / "tensors"  # safetensors writes aside too, under a name that nobody would know again after a kill
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, whole, metadata)
@@ -141,19 +158,19 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
         os.replace(whole, aside)
 
 
-def write_checked(path: str | Path, tensors: dict[str, Tensor], about: Mapping[str, str]) -> None:
+def write_checked(path: Anywhere, tensors: dict[str, Tensor], about: Mapping[str, str]) -> None:
     """Write tensors and a header as safetensors to `path`, whole or not at all, with a checksum of both."""
     write_tensors(path, tensors, {**about, "checksum": checksum(tensors, about)})
 
 
-def read_checked(path: str | Path, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_checked(path: Anywhere, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, mapped from the file, and the header of what `write_checked` wrote; `what` it is, for errors.
 
     Raises W2WError if the file is cut short, if a number or the header was altered since it was written with a checksum, or if a
     number is NaN or infinity.
     """
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with on_disk(path) as file_here, safe_open(file_here, "pt", device=str(device)) as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:

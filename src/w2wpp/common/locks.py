@@ -10,18 +10,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Anywhere, here
 
 LOCK = ".w2w.lock"  # in the folder; it stays there, empty, as long as anything else does
 _held: dict[tuple[int, str], int] = {}  # by process and folder: the thread that owns it, so that its own calls may nest
 
 
 @contextmanager
-def owned(folder: str | Path) -> Iterator[None]:
+def owned(folder: Anywhere) -> Iterator[None]:
     """Own a folder, made if need be, for as long as the block runs; blocks of one thread nest.
 
     Raises W2WError if another run owns it, or no lock can be made there.
     """
-    folder = Path(folder)
+    folder = here(folder)
     key = (os.getpid(), os.path.realpath(folder))
     if _held.get(key) == threading.get_ident():
         yield

@@ -11,6 +11,7 @@ from shutil import rmtree
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import ASIDE, read_json, write_json
 from w2wpp.common.locks import LOCK, owned, sweep
+from w2wpp.common.storage import here
 
 RECORD = ".w2w.json"  # in a folder of results: which files w2w made there, and whether all of them are there
 
@@ -23,7 +24,7 @@ def results_in(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     earlier runs, which are then replaced; files that w2w did not make, or that changed since, stay as they are.
     Raises W2WError if it holds anything else, or a file that stays is in the way of a new one.
     """
-    out = Path(out)
+    out = here(out)
     if out.exists() and not out.is_dir():
         raise W2WError(f"{out} is a file; the result is a folder. Choose another --out.")
     with owned(out):

@@ -23,6 +23,7 @@ from w2wpp import __version__
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json, write_json, write_text
 from w2wpp.common.precision import processor_features
+from w2wpp.common.storage import here, place
 
 log = logging.getLogger("w2wpp")
 log.addHandler(logging.NullHandler())  # without it, errors would also appear on stderr
@@ -57,6 +58,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no NaN
+    if isinstance(value, Path):
+        return str(place(value))  # a Path says s3:/bucket for s3://bucket
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
@@ -65,7 +68,7 @@ def new_run(root: str | Path, name: str, config: Mapping[str, Any]) -> Path:
 
     Two processes never share a number. Raises W2WError where the folder cannot be made.
     """
-    root = Path(root)
+    root = here(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = _next_folder(root, name)

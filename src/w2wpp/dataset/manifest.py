@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Address, here, size_of
 
 SEAL = "crc32"
 
@@ -22,21 +23,15 @@ SEAL = "crc32"
 class Manifest:
     """The lines of one file, read once each: every call takes in what was added since."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Address) -> None:
         self.path = path
         self._read = 0  # bytes of the whole lines that were taken in
         self._lines = 0
 
     def new_lines(self) -> list[dict[str, Any]]:
         """What was added since the last call. Raises W2WError if a line is damaged, or the file became shorter."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as handle:
-            if handle.seek(0, os.SEEK_END) < self._read:
-                raise W2WError(f"{self.path} became shorter while it was open. Take it from a copy.")
-            handle.seek(self._read)
-            # Bytes: a kill may cut a line within a letter, and only b"\n" ends one (a name may hold U+2028).
-            added = handle.read().split(b"\n")
+        # Bytes: a kill may cut a line within a letter, and only b"\n" ends one (a name may hold U+2028).
+        added = self._added().split(b"\n")
         torn = added.pop()
         taken = [self._parsed(line, self._lines + i) for i, line in enumerate(added)]
         self._refuse_unless_torn(torn, self._lines + len(added))
@@ -44,33 +39,47 @@ class Manifest:
         self._lines += len(added)
         return taken
 
+    def _added(self) -> bytes:
+        """What stands behind the lines that were taken in."""
+        size = size_of(self.path)
+        if size is None or size == self._read:
+            return b""
+        if size < self._read:
+            raise W2WError(f"{self.path} became shorter while it was open. Take it from a copy.")
+        if isinstance(self.path, Address):
+            return self.path.read_bytes(self._read)
+        with self.path.open("rb") as handle:
+            handle.seek(self._read)
+            return handle.read()
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to those that were read, synced to disk. Raises W2WError if it cannot; the file is then as it was.
 
         Call it in one's `turn`, after `new_lines`.
         """
-        text = json.dumps(sealed(line), ensure_ascii=False).encode() + b"\n"
+        text, path = json.dumps(sealed(line), ensure_ascii=False).encode() + b"\n", here(self.path)
         try:
-            with self.path.open("ab") as handle:
+            with path.open("ab") as handle:
                 handle.truncate(self._read)  # what a kill left of an unfinished line
                 handle.write(text)
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            if self.path.exists():
-                os.truncate(self.path, self._read)
-            raise W2WError(f"cannot write {self.path}: {error.strerror}. Nothing was added.") from error
+            if path.exists():
+                os.truncate(path, self._read)
+            raise W2WError(f"cannot write {path}: {error.strerror}. Nothing was added.") from error
         self._read += len(text)
         self._lines += 1
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the folder's lock, which the system drops when a process dies. Raises W2WError where none can be made."""
-        lock = FileLock(self.path.parent / ".lock")
+        folder = here(self.path, "Copy the dataset here with `w2w dataset merge`, and change the copy.").parent
+        lock = FileLock(folder / ".lock")
         try:
             lock.acquire()
         except OSError as error:
-            raise W2WError(f"cannot write in {self.path.parent}: {error.strerror}. Nothing was added.") from error
+            raise W2WError(f"cannot write in {folder}: {error.strerror}. Nothing was added.") from error
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from w2wpp import __version__
 from w2wpp.common.cards import card
 from w2wpp.common.files import new_folder
+from w2wpp.common.storage import Address, fill, here, place
 
 if TYPE_CHECKING:
     from w2wpp.dataset.weights import WeightDataset
@@ -22,12 +23,20 @@ space = w2w.PcaSpace.fit(dataset, m=64)
 
 
 def published_files(dataset: "WeightDataset", licence: str, name: str) -> dict[str, Path | bytes]:
-    """The dataset's files by their names in a repository, and its card."""
-    return {**{file: dataset.folder / file for file in dataset.files}, "README.md": dataset_card(dataset, licence, name).encode()}
+    """The dataset's files by their names in a repository, and its card; the one that makes it a dataset comes last."""
+    folder = here(dataset.folder, "Copy the dataset here with `w2w dataset merge` first.")
+    card_text = dataset_card(dataset, licence, name).encode()
+    return {"README.md": card_text, **{file: folder / file for file in reversed(dataset.files)}}
 
 
-def write_folder(folder: str | Path, files: Mapping[str, Path | bytes]) -> None:
-    """Write these files to a new folder, whole or not at all. Raises W2WError if it holds something."""
+def write_folder(folder: str | Path, files: Mapping[str, Path | bytes], what: Mapping[str, Any]) -> None:
+    """Write these files to a new folder, whole or not at all, or below an address, the last one last (`storage.fill`).
+
+    Raises W2WError if it holds something.
+    """
+    if isinstance(out := place(folder), Address):
+        fill(out, what, files.items())
+        return
     with new_folder(folder) as aside:
         for name, content in files.items():
             (aside / name).parent.mkdir(exist_ok=True)

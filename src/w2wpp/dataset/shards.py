@@ -1,4 +1,4 @@
-"""One shard of a weight dataset: some rows as a safetensors file, of which any part is read, with a checksum a row."""
+"""One shard of a weight dataset: some rows as a safetensors file or object, of which any part is read, with a checksum a row."""
 
 import hashlib
 import json
@@ -17,56 +17,72 @@ from torch import Tensor
 from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
 from w2wpp.common.memory import GIB
+from w2wpp.common.storage import Address, size_of
 from w2wpp.dataset.quantised import restored
 
 # As torch and as safetensors call them. Rows of int8 have one scale per matrix beside them (`quantised.py`).
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 LONGEST_HEADER = 2**20  # bytes; that of a shard has some 100
+FIRST = 2**11  # bytes that are read from storage to see the header in one request
 PIECE = 2**22  # numbers that are read at a time where their precision changes
 
 
 class OpenShard:
-    """A shard's `weights` on disk, read by position without mapping the file; its errors name the file."""
+    """A shard's `weights` on disk or in storage, read by position without mapping the file; its errors name the file."""
 
-    def __init__(self, path: Path, rows: int, d: int, dtype: str, widths: Sequence[int] = ()) -> None:
+    def __init__(self, path: Path | Address, rows: int, d: int, dtype: str, widths: Sequence[int] = ()) -> None:
         """widths: numbers in each matrix of a row, in order; needed for int8."""
         self.path, self.shape, self.dtype = path, [rows, d], dtype
         self.widths = torch.tensor(widths, dtype=torch.long)
+        self._starts: dict[str, int] = {}  # where each part begins; known once the header was read
 
     def __enter__(self) -> Self:
+        if isinstance(self.path, Address) and self._starts:
+            return self
         try:
-            self._file = self.path.open("rb", buffering=0)
+            self._file = self.path if isinstance(self.path, Address) else self.path.open("rb", buffering=0)
         except OSError as error:
             raise self._unreadable(error) from error
         try:
             self._check_header()
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            self._file.close()
+            self.__exit__()
             raise self._unreadable(error) from error
         except W2WError:
-            self._file.close()
+            self.__exit__()
             raise
         return self
 
     def _check_header(self) -> None:
         """Find where the numbers begin. By hand: safetensors would map the file, which counts as memory."""
-        length = int.from_bytes(self._file.read(8), "little")
+        first = self._begin(FIRST)
+        length = int.from_bytes(first[:8], "little")
         if not 0 < length <= LONGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        header, found = json.loads(self._file.read(length)), os.fstat(self._file.fileno()).st_size
+        first = first if len(first) >= 8 + length else self._begin(8 + length)
+        header, found = json.loads(first[8 : 8 + length]), size_of(self.path)
         parts = {"weights": (self.shape, self.dtype)}
         if self.dtype == "int8":
             parts["scales"] = ([self.shape[0], len(self.widths)], "float32")
-        self._starts = {name: 8 + length + _offset(header[name], *part, self.path) for name, part in parts.items()}
+        starts = {name: 8 + length + _offset(header[name], *part, self.path) for name, part in parts.items()}
         expected = 8 + length + sum(math.prod(shape) * getattr(torch, dtype).itemsize for shape, dtype in parts.values())
         if found != expected:
-            raise ValueError(f"{found:,} bytes instead of {expected:,}")
+            raise ValueError(f"{found or 0:,} bytes instead of {expected:,}")
+        self._starts = starts
+
+    def _begin(self, length: int) -> bytes:
+        """The first bytes of the file, as many as there are."""
+        if isinstance(self._file, Address):
+            return self._file.read_bytes(0, length)
+        self._file.seek(0)
+        return self._file.read(length)
 
     def _unreadable(self, error: Exception) -> W2WError:
         return W2WError(f"{self.path} does not read ({error}). Was it cut short? Run `w2w dataset info --verify`.")
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if not isinstance(self._file, Address):
+            self._file.close()
 
     def read(self, row: int, out: Tensor) -> None:
         """Fill `out` [k, d] with the rows from `row` on, in out's precision."""
@@ -80,12 +96,22 @@ class OpenShard:
         if self.dtype == "int8":
             self._restore(row, column, out)
             return
-        if out.dtype != getattr(torch, self.dtype):
-            for i in range(len(out)):
-                self._fill((row + i) * self.shape[1] + column, out[i])
+        kept, width = getattr(torch, self.dtype), out.shape[1]
+        if out.dtype == kept:
+            self._beginnings(row * self.shape[1] + column, out)
             return
+        for s in batches(len(out), max(1, PIECE // max(1, width))):
+            raw = torch.empty(s.stop - s.start, width, dtype=kept)
+            self._beginnings((row + s.start) * self.shape[1] + column, raw)
+            out[s] = raw
+
+    def _beginnings(self, number: int, out: Tensor) -> None:
+        """Fill `out` [k, width], of the weights' own precision, with the numbers from `number` on, and as far on in each next row."""
         raw, size = out.view(torch.uint8).numpy() if out.numel() else (), out.element_size()
-        at, step = self._starts["weights"] + (row * self.shape[1] + column) * size, self.shape[1] * size
+        at, step = self._starts["weights"] + number * size, self.shape[1] * size
+        if isinstance(self._file, Address):
+            self._file.read_into(list(raw), at, step)
+            return
         for i, piece in enumerate(raw):  # thousands of short reads: nothing else a row
             if _read_at(self._file, piece, at + i * step) != len(piece):
                 raise W2WError(f"{self.path} became shorter while it was read. Run `w2w dataset info --verify`.")
@@ -110,8 +136,7 @@ class OpenShard:
             if width == d:
                 self._bytes("weights", first * d, numbers.view(-1))
             else:
-                for i in range(k):
-                    self._bytes("weights", (first + i) * d + column, numbers[i])
+                self._beginnings(first * d + column, numbers)
             self._bytes("scales", first * len(self.widths), scales.view(-1))
             out[s] = restored(numbers, scales, self.widths, column)
 
@@ -131,6 +156,9 @@ class OpenShard:
     def _bytes(self, part: str, number: int, out: Tensor) -> None:
         """Fill `out`, flat and of the part's own precision, with what stands from this number of a part of the file on."""
         left, at = out.view(torch.uint8).numpy().data, self._starts[part] + number * out.element_size()
+        if isinstance(self._file, Address):
+            self._file.read_whole_into(left, at)
+            return
         while left:
             got = _read_at(self._file, left, at)
             if not got:
@@ -138,7 +166,7 @@ class OpenShard:
             left, at = left[got:], at + got
 
 
-def _offset(about: dict[str, Any], shape: list[int], dtype: str, path: Path) -> int:
+def _offset(about: dict[str, Any], shape: list[int], dtype: str, path: Path | Address) -> int:
     """Where a part begins after the header that describes it so. Raises W2WError if it is of another shape or precision."""
     first, last = about["data_offsets"]
     if (about["shape"], about["dtype"]) != (shape, PRECISIONS[dtype]):
@@ -180,8 +208,15 @@ def runs(indices: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, i
         yield shard, int(wanted[place]) - starts[shard], place, int(lengths[i])
 
 
-def sha256(path: Path) -> str:
-    """The checksum of a whole file, read piece by piece."""
+def sha256(path: Path | Address) -> str:
+    """The checksum of a whole file or object, read piece by piece."""
+    if isinstance(path, Address):
+        digest, size = hashlib.sha256(), path.size() or 0
+        for s in batches(size, 2**25):
+            part = bytearray(s.stop - s.start)
+            path.read_whole_into(part, s.start)
+            digest.update(part)
+        return digest.hexdigest()
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

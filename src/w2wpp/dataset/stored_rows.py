@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from w2wpp.base.identity import same_base
 from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Address, at_once, size_of
 from w2wpp.dataset.shards import OpenShard, runs, sha256
 from w2wpp.lora.layout import Layout
 from w2wpp.lora.prompting import Prompting
@@ -25,9 +26,9 @@ Labels = dict[str, Any]
 
 @dataclass
 class StoredRows:
-    """Adapters of one layout on one base, on disk, to be read."""
+    """Adapters of one layout on one base, on disk or in storage, to be read."""
 
-    folder: Path
+    folder: Path | Address
     layout: Layout
     base_id: str
     meta: dict[str, Any] = field(default_factory=dict)  # how the adapters were made
@@ -35,6 +36,7 @@ class StoredRows:
     labels: list[Labels] = field(default_factory=list, repr=False)
     _shards: list[dict[str, Any]] = field(default_factory=list, repr=False)
     _positions: dict[str, int] = field(default_factory=dict, repr=False)  # of each id
+    _known: dict[int, OpenShard] = field(default_factory=dict, repr=False, compare=False)  # in storage, with headers read before
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,10 +97,11 @@ class StoredRows:
         """
         wanted = self._checked(range(len(self)) if indices is None else indices)
         out = torch.empty(len(wanted), self.d, dtype=dtype)
-        for shard, reads in self._reads(wanted):
-            with self._opened(shard) as opened:
-                for _, row, place, length in reads:
-                    opened.read(row, out[place : place + length])
+
+        def read(opened: OpenShard, row: int, place: int, length: int) -> None:
+            opened.read(row, out[place : place + length])
+
+        self._each(wanted, read)
         return out
 
     def columns(self, start: int, stop: int, indices: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -110,10 +113,11 @@ class StoredRows:
             raise W2WError(f"{self.folder} has {self.d} numbers a row; columns {start} to {stop} are not there.")
         wanted = self._checked(range(len(self)) if indices is None else indices)
         out = torch.empty(len(wanted), stop - start, dtype=dtype)
-        for shard, reads in self._reads(wanted):
-            with self._opened(shard) as opened:
-                for _, row, place, length in reads:
-                    opened.read_columns(row, start, out[place : place + length])
+
+        def read(opened: OpenShard, row: int, place: int, length: int) -> None:
+            opened.read_columns(row, start, out[place : place + length])
+
+        self._each(wanted, read)
         return out
 
     def blocks(self, rows: int = 512) -> Iterator[Tensor]:
@@ -128,7 +132,7 @@ class StoredRows:
         """
         for number, shard in enumerate(self._shards):
             path, rows = self.folder / shard["file"], [row["id"] for row in shard["rows"]]
-            if path.is_file() and sha256(path) == shard["sha256"]:
+            if size_of(path) is not None and sha256(path) == shard["sha256"]:
                 continue
             damaged = self._damaged_rows(number)
             if damaged:
@@ -141,7 +145,13 @@ class StoredRows:
     def unlisted(self) -> list[str]:
         """Shards that no line of the manifest names, sorted: what a kill left, or of a manifest that was cut short."""
         named = {Path(shard["file"]).name for shard in self._shards}
-        return sorted({path.name for path in (self.folder / "shards").glob("*.safetensors")} - named)
+        return sorted(self._lying().keys() - named)
+
+    def _lying(self) -> dict[str, int]:
+        """The shards that lie there, named or not: bytes of each."""
+        folder = self.folder / "shards"
+        found = folder.files() if isinstance(folder, Address) else {path.name: size_of(path) or 0 for path in folder.glob("*")}
+        return {name: size for name, size in found.items() if name.endswith(".safetensors")}
 
     def _damaged_rows(self, shard: int) -> list[str]:
         """The ids of the rows of a damaged shard whose numbers changed; none where more than numbers is damaged."""
@@ -157,7 +167,7 @@ class StoredRows:
     def info(self) -> dict[str, Any]:
         """What the dataset holds, as plain values."""
         people = {label.get("person", name) for name, label in zip(self.ids, self.labels, strict=True)}
-        files = [self.folder / shard["file"] for shard in self._shards]
+        lying = self._lying()
         return {
             "folder": str(self.folder),
             "n": len(self),
@@ -172,7 +182,7 @@ class StoredRows:
             "base_id": self.base_id,
             "shards": len(self._shards),
             "unlisted_shards": len(self.unlisted()),
-            "bytes": sum(file.stat().st_size for file in files if file.exists()),
+            "bytes": sum(lying.get(Path(shard["file"]).name, 0) for shard in self._shards),
             "meta": self.meta,
         }
 
@@ -184,10 +194,29 @@ class StoredRows:
                     raise W2WError(f"{self.folder} has {len(self)} rows; row {index} is not there.")
         return indices
 
+    def _each(self, indices: Sequence[int], read: Callable[[OpenShard, int, int, int], None]) -> None:
+        """Read from every shard that holds some of these positions: in order from disk, many at once from storage."""
+
+        def one(shard: int, reads: Iterable[tuple[int, int, int, int]]) -> None:
+            with self._opened(shard) as opened:
+                for _, row, place, length in reads:
+                    read(opened, row, place, length)
+
+        if isinstance(self.folder, Address):
+            at_once(lambda work: one(*work), [(shard, list(reads)) for shard, reads in self._reads(indices)])
+            return
+        for shard, reads in self._reads(indices):
+            one(shard, reads)
+
     def _reads(self, indices: Sequence[int]) -> Iterator[tuple[int, Iterator[tuple[int, int, int, int]]]]:
         """What to read for these positions, shard by shard (see `shards.runs`)."""
         return groupby(runs(indices, [shard["start"] for shard in self._shards]), lambda read: read[0])
 
     def _opened(self, shard: int) -> OpenShard:
+        if shard in self._known:
+            return self._known[shard]
         about = self._shards[shard]
-        return OpenShard(self.folder / about["file"], len(about["rows"]), self.d, about["dtype"], self._widths)
+        opened = OpenShard(self.folder / about["file"], len(about["rows"]), self.d, about["dtype"], self._widths)
+        if isinstance(self.folder, Address):
+            self._known[shard] = opened
+        return opened

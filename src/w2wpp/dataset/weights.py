@@ -23,6 +23,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.files import ASIDE, read_json, write_json, write_tensors
 from w2wpp.common.hub import Token, fetched, pushed
 from w2wpp.common.locks import sweep
+from w2wpp.common.storage import Address, here
 from w2wpp.dataset.manifest import Manifest, sealed, unsealed
 from w2wpp.dataset.pretrained import PATTERNS, published_files, write_folder
 from w2wpp.dataset.quantised import quantised
@@ -31,6 +32,7 @@ from w2wpp.dataset.stored_rows import Labels, StoredRows
 from w2wpp.lora.layout import Layout
 
 FORMAT = "w2wpp-weights-1"
+AWAY = "Make the dataset here, and copy it there with `w2w dataset merge`."
 SHARD = re.compile(r"shards/\d{6,}\.safetensors")
 
 
@@ -46,7 +48,7 @@ class WeightDataset(StoredRows):
     @classmethod
     def create(cls, folder: str | Path, layout: Layout, base_id: str, meta: Mapping[str, Any] | None = None) -> "WeightDataset":
         """Start an empty dataset. Raises W2WError if the folder holds one already."""
-        folder = Path(folder)
+        folder = here(folder, AWAY)
         if (folder / "dataset.json").exists():
             raise W2WError(f"{folder} holds a weight dataset already. Choose another folder.")
         return cls._start(folder, layout, base_id, meta)
@@ -59,13 +61,18 @@ class WeightDataset(StoredRows):
 
     @classmethod
     def load(cls, folder: str | Path) -> "WeightDataset":
-        """Open a dataset folder, or `tiny-faces`, the embedded one. Raises W2WError if it is none, or was altered.
+        """Open a dataset folder, also at an address of a storage, or `tiny-faces`, the embedded one.
+
+        Raises W2WError if it is none, or was altered.
 
         A last manifest line that a kill cut short is left out; so are shards that no line names.
         """
-        folder = located(folder, "weights")
+        return cls._opened_in(located(folder, "weights"))
+
+    @classmethod
+    def _opened_in(cls, folder: Path | Address) -> "WeightDataset":
         if not (folder / "dataset.json").is_file():
-            inside = [str(found.parent) for found in sorted(folder.glob("*/dataset.json"))]
+            inside = [] if isinstance(folder, Address) else [str(found.parent) for found in sorted(folder.glob("*/dataset.json"))]
             listed = f"Name one of the datasets in it: {', '.join(inside)}"
             todo = listed if inside else "Make one with `w2w adapters train` or `w2w import`"
             raise W2WError(f"{folder} is not a weight dataset: it has no dataset.json. {todo}.")
@@ -95,8 +102,8 @@ class WeightDataset(StoredRows):
         return cls.load(fetched(source, PATTERNS, revision=revision, token=token, local_files_only=local_files_only))
 
     def save_pretrained(self, folder: str | Path, *, licence: str = "unknown") -> None:
-        """Copy the dataset into a new folder, with a card. Raises W2WError if the folder holds something."""
-        write_folder(folder, published_files(self, licence, Path(folder).name))
+        """Copy the dataset into a new folder, also at an address, with a card. Raises W2WError if the folder holds something."""
+        write_folder(folder, published_files(self, licence, Path(folder).name), {"rows": self.fingerprint})
 
     def push_to_hub(
         self,
@@ -117,14 +124,15 @@ class WeightDataset(StoredRows):
     @classmethod
     def load_or_create(cls, folder: str | Path, layout: Layout, base_id: str, meta: Mapping[str, Any]) -> "WeightDataset":
         """Open a dataset to append to, or start it. Raises W2WError if it is of another layout, base or making."""
-        if not (Path(folder) / "dataset.json").exists():
+        folder = here(folder, AWAY)
+        if not (folder / "dataset.json").exists():
             return cls.create(folder, layout, base_id, meta)
         dataset = cls.load(folder)
         if not dataset.ids:  # started, but nothing was added: what was meant first does not bind
             with dataset._manifest.turn():
                 dataset.refresh()
                 if not dataset.ids:
-                    return cls._start(Path(folder), layout, base_id, meta)
+                    return cls._start(folder, layout, base_id, meta)
         dataset.check(layout, base_id, "these adapters")
         wanted = json.loads(json.dumps(dict(meta)))
         if dataset.meta != wanted:
@@ -165,6 +173,7 @@ class WeightDataset(StoredRows):
             parts["weights"], parts["scales"] = quantised(kept, self._widths)
         sums = row_sums(parts["weights"], parts.get("scales"))
         rows = [{"id": name, "labels": label, "crc32": crc} for name, label, crc in zip(ids, labels, sums, strict=True)]
+        folder = here(self.folder, AWAY)
         with self._manifest.turn():
             if _bytes(self.folder / "dataset.json") != self._described:
                 raise W2WError(f"{self.folder} was started anew by another run. Choose another folder, and add these rows there.")
@@ -173,16 +182,16 @@ class WeightDataset(StoredRows):
             if repeated:
                 raise W2WError(f"id {repeated[0]} would stand twice in {self.folder}. Give every row an id of its own.")
             if not self._swept:  # once: a look at all shards before each would make a million adapters slow
-                sweep(self.folder / "shards", ASIDE)  # of writers that were killed: nobody else writes now
+                sweep(folder / "shards", ASIDE)  # of writers that were killed: nobody else writes now
                 self._swept = True
             file = f"shards/{len(self._shards):06d}.safetensors"
-            write_tensors(self.folder / file, parts)
-            line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256(self.folder / file), "rows": rows}
+            write_tensors(folder / file, parts)
+            line = {"file": file, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256(folder / file), "rows": rows}
             try:
                 self._manifest.append(line)
             except W2WError:
                 with suppress(OSError):
-                    (self.folder / file).unlink()
+                    (folder / file).unlink()
                 raise
             self._take(line)
 
@@ -220,7 +229,7 @@ class WeightDataset(StoredRows):
         self.labels += told
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path | Address) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 

@@ -11,6 +11,7 @@ import torch
 from w2wpp.base.identity import same_base
 from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
+from w2wpp.common.storage import here
 from w2wpp.common.tables import rows_by
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.exchange.denoiser import Denoiser
@@ -118,7 +119,7 @@ def groups_of(plans: list[Planned], out: Path, options: ImportOptions, done: Imp
     if len(alike) == 1:
         yield out, plans, plans[0].base
         return
-    there = {(rows.base_id, frozenset(rows.layout.modules)): rows.folder for rows in _datasets_in(out)}
+    there = {(rows.base_id, frozenset(rows.layout.modules)): here(rows.folder) for rows in _datasets_in(out)}
     for (base_id, layers), group in sorted(alike.items(), key=lambda item: (-len(item[1]), item[1][0].name)):
         place = there.get((base_id, layers)) or _free(out / _title(group), set(there.values()))
         there[base_id, layers] = place

@@ -18,6 +18,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_checked, write_checked
 from w2wpp.common.memory import GIB
 from w2wpp.common.progress import track
+from w2wpp.common.storage import Address
 from w2wpp.dataset.shards import rows_within
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.fleet.products import Products, inners, squares
@@ -84,6 +85,8 @@ class ProductIndex:
     @classmethod
     def of(cls, dataset: WeightDataset, memory: float = 2.0) -> "ProductIndex":
         """The index that lies beside the dataset, if it is of these rows; else a new one, kept there where that can be written."""
+        if isinstance(dataset.folder, Address):  # nothing is written there unasked
+            return cls.build(dataset, memory)
         path = dataset.folder / "products.index"
         if path.is_file():
             with suppress(W2WError):  # of other rows, or damaged: it is made again

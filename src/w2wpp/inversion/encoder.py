@@ -111,7 +111,7 @@ class PhotoEncoder(nn.Module):
 
         Raises W2WError if the file is not a whole encoder, or was altered.
         """
-        path = located(path, "space/encoder.safetensors")
+        path = str(located(path, "space/encoder.safetensors"))
         tensors, about = read_checked(path, "encoder")
         if about.get("format") != FORMAT:
             raise W2WError(f"{path} holds no encoder ({FORMAT} was expected). Make one with `w2w fit encoder`.")

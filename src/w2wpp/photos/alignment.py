@@ -25,6 +25,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.files import apart, write_text
 from w2wpp.common.locks import owned
 from w2wpp.common.progress import track
+from w2wpp.common.storage import Address, here, place
 from w2wpp.common.tables import rows_by
 from w2wpp.photos.decoding import decode
 from w2wpp.photos.faces import align, default_recogniser
@@ -40,15 +41,18 @@ FACE = ("ok", "several")  # the states of a photo whose face is there
 class AlignedFaces:
     """The aligned photos of many people, read from a folder that `align_photos` made."""
 
-    folder: Path
+    folder: Path | Address
     size: int
     people: dict[str, list[str]] = field(repr=False)  # person -> photo names without suffix, sorted
     labels: dict[tuple[str, str], dict[str, str]] = field(repr=False)  # (person, photo) -> labels
 
     @classmethod
     def load(cls, folder: str | Path) -> "AlignedFaces":
-        """Read the index of a faces folder. Raises W2WError if it is none, or holds no face."""
-        folder = Path(folder)
+        """Read the index of a faces folder, also at an address of a storage. Raises W2WError if it is none, or holds no face."""
+        return cls._of_index(place(folder))
+
+    @classmethod
+    def _of_index(cls, folder: Path | Address) -> "AlignedFaces":
         if not (folder / INDEX).is_file():
             raise W2WError(f"{folder} has no {INDEX}. Make it with `w2w faces align PHOTOS --out {folder}`.")
         people: dict[str, list[str]] = {}
@@ -69,7 +73,7 @@ class AlignedFaces:
         """The aligned photos of a person, [size, size, 3] uint8 each, in the order of their names."""
         return [read_image(file) for file in self.files(person)]
 
-    def files(self, person: str) -> list[Path]:
+    def files(self, person: str) -> list[Path | Address]:
         """Where the aligned photos of a person lie, in the order of their names. Raises W2WError if there is no such person."""
         if person not in self.people:
             raise W2WError(f"{self.folder} has no person {person!r}; it has {len(self.people)} such as {next(iter(self.people))!r}.")
@@ -98,13 +102,14 @@ class AlignedFaces:
         return found[:n]
 
 
-def read_index(folder: Path) -> list[dict[str, Any]]:
+def read_index(folder: Path | Address) -> list[dict[str, Any]]:
     """The lines of a faces folder's index; a last line cut short by a kill is left out.
 
     Raises W2WError if another line is no JSON, or says nothing of a photo.
     """
     try:
-        lines = (folder / INDEX).read_text(encoding="utf-8").splitlines(keepends=True) if (folder / INDEX).is_file() else []
+        path = folder / INDEX
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         index = [json.loads(line) for line in lines if line.endswith("\n")]
         for line in index:
             if not all(isinstance(line[key], kind) for key, kind in FIELDS.items()):
@@ -124,7 +129,7 @@ def align_photos(
     Raises W2WError if the source holds no photo, if `out` holds faces of another size or of other photos only, or for labels
     that `labels_of` refuses.
     """
-    out = Path(out)
+    out = here(out)
     apart(out, source, labels)
     found = find_photos(source)
     known = labels_of(labels, found) if labels else None

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.storage import Address, Anywhere, place
 
 Image = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # of a GIF or TIFF of several pictures, the first
@@ -24,8 +25,15 @@ MOST_PIXELS = 150_000_000  # 450 MB as RGB
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def picture_bytes(path: str | Path) -> bytes:
-    """The bytes of a file. Raises W2WError unless it is a plain file of half a GiB at most: a pipe would be waited on for ever."""
+def picture_bytes(path: Anywhere) -> bytes:
+    """The bytes of a file, or of an object at an address.
+
+    Raises W2WError unless it is a plain file of half a GiB at most: a pipe would be waited on for ever.
+    """
+    if isinstance(path := place(path), Address):
+        if (path.size() or 0) > LARGEST:
+            raise W2WError(f"{path} has {path.size():,} bytes; a picture of at most {LARGEST:,} was expected. Take it out.")
+        return path.read_bytes()
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):

@@ -68,14 +68,15 @@ def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Ten
     They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew.
     """
     path = faces.folder / KEPT
-    kept = _kept(path)
+    kept = _kept(path) if isinstance(path, Path) else {}
     files = {person: faces.files(person) for person in people}
     sums = {file: hashlib.sha256(picture_bytes(file)).hexdigest() for listed in files.values() for file in listed}
     missing = {key: file for file, key in sums.items() if key not in kept}
     if missing:
         made = torch.from_numpy(describe_faces([read_image(file) for file in missing.values()]))
         kept |= dict(zip(missing, made, strict=True))
-        write_checked(path, {"described": torch.stack(list(kept.values()))}, {"photos": json.dumps(list(kept))})
+        if isinstance(path, Path):  # in storage nothing is written unasked
+            write_checked(path, {"described": torch.stack(list(kept.values()))}, {"photos": json.dumps(list(kept))})
     return {person: torch.stack([kept[sums[file]] for file in listed]) for person, listed in files.items()}
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from w2wpp.common.files import replacing
 from w2wpp.common.names import file_names
+from w2wpp.common.storage import Anywhere
 from w2wpp.photos.decoding import WHITE, decode, picture_bytes
 from w2wpp.photos.decoding import Image as Image
 from w2wpp.photos.listing import pictures_in
 
 
-def read_image(path: str | Path, behind: tuple[int, int, int] = WHITE) -> Image:
+def read_image(path: Anywhere, behind: tuple[int, int, int] = WHITE) -> Image:
     """Read one picture as [h, w, 3] uint8 RGB. behind: the colour that shows where it is transparent.
 
     Raises W2WError if it is missing, unreadable or truncated, or no plain file.

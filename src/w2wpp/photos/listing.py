@@ -3,13 +3,14 @@
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from w2wpp.common.errors import W2WError
 from w2wpp.common.names import file_name, same_file
 from w2wpp.common.progress import note
+from w2wpp.common.storage import Address, here, place
 from w2wpp.photos.decoding import LARGEST, SUFFIXES, Image, decode, picture_bytes
 
 # Pictures of formats that are not read here.
@@ -26,8 +27,8 @@ class Photo:
 
     person: str
     name: str
-    source: Path
-    member: str | None = None  # of a zip
+    source: Path | Address
+    member: str | None = None  # of a zip, which is a file here
 
     @property
     def shown(self) -> str:
@@ -39,7 +40,7 @@ class Photo:
         if self.member is None:
             return picture_bytes(self.source)
         try:
-            with zipfile.ZipFile(self.source) as archive:
+            with zipfile.ZipFile(here(self.source)) as archive:
                 if archive.getinfo(self.member).file_size > LARGEST:
                     raise W2WError(f"{self.shown} says it has more than {LARGEST:,} bytes. Take it out.")
                 return archive.read(self.member)
@@ -71,20 +72,22 @@ class Found:
 
 
 def find_photos(source: str | Path) -> Found:
-    """The photos of a folder or a zip of `person/photo.jpg`, at any depth: who is on one is said by the folder that it lies in.
+    """The photos of a folder, also at an address, or a zip of `person/photo.jpg`, at any depth.
 
-    Two folders of one name, such as set1/John and set2/John, are two people, called by their paths. Hidden files are
-    passed over; other pictures that are not taken are listed. Raises W2WError if there is no photo, or if two photos of
-    one person share a name.
+    Who is on one is said by the folder that it lies in. Two folders of one name, such as set1/John and set2/John, are two
+    people, called by their paths. Hidden files are passed over; other pictures that are not taken are listed. Raises W2WError
+    if there is no photo, or if two photos of one person share a name.
     """
-    source = Path(source)
-    members: Iterator[tuple[str, PurePosixPath]]
-    if source.is_dir():
-        members = ((str(path.relative_to(source)), PurePosixPath(path.relative_to(source).as_posix())) for path in walk(source))
-    elif source.is_file() and zipfile.is_zipfile(source):
-        members = _members(source)
+    root = place(source)
+    members: Iterable[tuple[str, PurePosixPath]]
+    if isinstance(root, Address):
+        members = [(name, PurePosixPath(name)) for name in root.files()]
+    elif root.is_dir():
+        members = ((str(path.relative_to(root)), PurePosixPath(path.relative_to(root).as_posix())) for path in walk(root))
+    elif root.is_file() and zipfile.is_zipfile(root):
+        members = _members(root)
     else:
-        raise W2WError(f"{source} is neither a folder nor a zip. Give one that holds person/photo.jpg.")
+        raise W2WError(f"{root} is neither a folder nor a zip. Give one that holds person/photo.jpg.")
     taken, left_out = [], {}
     for path, inside in members:
         parts, suffix = [part for part in inside.parts if part != "/"], inside.suffix.lower()
@@ -106,18 +109,18 @@ def find_photos(source: str | Path) -> Found:
     if not taken:
         first = next(iter(left_out.items()), None)
         others = f" ({len(left_out)} other pictures lie there, such as {first[0]}: {first[1]})" if first else ""
-        raise W2WError(f"{source} holds no person/photo.jpg{others}. Put each person's photos in a folder with the person's name.")
-    return Found(_photos(source, taken), left_out)
+        raise W2WError(f"{root} holds no person/photo.jpg{others}. Put each person's photos in a folder with the person's name.")
+    return Found(_photos(root, taken), left_out)
 
 
-def _photos(source: Path, taken: list[tuple[str, list[str]]]) -> list[Photo]:
+def _photos(source: Path | Address, taken: list[tuple[str, list[str]]]) -> list[Photo]:
     folders = {tuple(parts[:-1]) for _, parts in taken}
     namesakes = Counter(folder[-1] for folder in folders)
     photos = []
     for path, parts in taken:
         person = parts[-2] if namesakes[parts[-2]] == 1 else "/".join(parts[:-1])
-        place = (source / path, None) if source.is_dir() else (source, path)
-        photos.append(Photo(person, parts[-1], *place))
+        lies = (source / path, None) if isinstance(source, Address) or source.is_dir() else (source, path)
+        photos.append(Photo(person, parts[-1], *lies))
     counts = Counter((same_file(photo.person), same_file(Path(photo.name).stem)) for photo in photos)
     for photo in photos:
         count = counts[same_file(photo.person), same_file(Path(photo.name).stem)]

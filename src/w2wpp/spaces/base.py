@@ -106,7 +106,7 @@ class Space(nn.Module, ABC):
         return self.requires_grad_(False).eval()
 
     def save(self, path: str | Path) -> None:
-        """Write the space as one safetensors file, whole or not at all; its header says what it is."""
+        """Write the space as one safetensors file, or object at an address, whole or not at all; its header says what it is."""
         header = {"kind": self.kind, "layout": self.layout.to_json(), "base_id": self.base_id}
         header |= {"config": json.dumps(self.config()), "history": json.dumps(self.history)}
         header |= {"prompting": json.dumps(self.prompting.to_dict())}
@@ -115,7 +115,7 @@ class Space(nn.Module, ABC):
     def save_pretrained(
         self, folder: str | Path, *, encoder: Encoder | None = None, base_model: str = "", licence: str = "unknown"
     ) -> None:
-        """Write a new folder: space.safetensors, encoder.safetensors if given, config.json with the layout, and a card.
+        """Write a new folder, also at an address: space.safetensors, encoder.safetensors if given, config.json with the layout, and a card.
 
         encoder: the space's `PhotoEncoder`. base_model: the base's hub id, for the card. licence: for the card.
         Raises W2WError if the folder holds something, or the encoder was trained for another space.
@@ -132,7 +132,7 @@ class Space(nn.Module, ABC):
         local_files_only: bool = False,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """Load a space from disk, as `load`, or from the Hugging Face hub by its id.
+        """Load a space from disk or an address, as `load`, or from the Hugging Face hub by its id.
 
         What is on disk comes first. revision: a branch, tag or commit. token: of the hub; True for the saved one.
         local_files_only: only what was fetched before. Raises W2WError as `load`, or if the hub does not have it.
@@ -165,7 +165,7 @@ class Space(nn.Module, ABC):
         `Space.load` reads a space of any kind; a subclass only its own. Raises W2WError if the file is no whole space of
         such a kind, or was altered.
         """
-        path = located(path, "space/space.safetensors")
+        path = str(located(path, "space/space.safetensors"))
         tensors, header = read_checked(path, "space", device)
         if header.get("format") != FORMAT or header.get("kind") not in REGISTRY:
             found = f"format {header.get('format')!r}, kind {header.get('kind')!r}"
@@ -183,7 +183,7 @@ class Space(nn.Module, ABC):
             space.prompting = Prompting.known(json.loads(header.get("prompting", "{}")))
         except (LookupError, AttributeError, TypeError, ValueError, OverflowError, RuntimeError, W2WError) as error:
             raise W2WError(f"{path} does not hold what its header says ({str(error).splitlines()[0]}). Refit with `w2w fit`.") from error
-        space.source = str(path)
+        space.source = path
         return space.frozen()
 
 

@@ -1,5 +1,6 @@
 """A space as a folder or a repository of the hub: its file, its encoder, its description and its card."""
 
+import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from w2wpp.common.assets import located
 from w2wpp.common.cards import card
 from w2wpp.common.files import new_folder, write_json, write_text
 from w2wpp.common.hub import fetched
+from w2wpp.common.storage import Address, fill, place
 
 if TYPE_CHECKING:
     from w2wpp.spaces.base import Space
@@ -41,7 +43,15 @@ class Encoder(Protocol):
 
 
 def write_folder(space: "Space", folder: str | Path, encoder: Encoder | None, base_model: str, licence: str, name: str) -> None:
-    """Write a space's folder, whole or not at all. Raises W2WError if it holds something, or the encoder is another space's."""
+    """Write a space's folder, whole or not at all. Raises W2WError if it holds something, or the encoder is another space's.
+
+    Below an address the space's file comes last.
+    """
+    if isinstance(out := place(folder), Address):
+        files = files_of(space, encoder, base_model, licence, name)
+        sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        fill(out, sums, files.items())
+        return
     if encoder is not None:
         encoder.check(space)
     with new_folder(folder) as aside:
@@ -53,7 +63,7 @@ def write_folder(space: "Space", folder: str | Path, encoder: Encoder | None, ba
 
 
 def files_of(space: "Space", encoder: Encoder | None, base_model: str, licence: str, name: str) -> dict[str, bytes]:
-    """The same files in memory, by name."""
+    """The same files in memory, by name; the space's own, without which there is none, comes last."""
     with TemporaryDirectory() as folder:
         write_folder(space, Path(folder) / "space", encoder, base_model, licence, name)
         return {path.name: path.read_bytes() for path in sorted((Path(folder) / "space").iterdir())}
