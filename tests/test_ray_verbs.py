@@ -144,11 +144,9 @@ def test_an_import_by_two_workers_gives_the_bytes_of_one_process(
         damaged.write(b"\x00\x00\xc0\x7f")
     words = ["import", tmp_path / "loras", "--base", pico, "--rank", 2, "--runs", tmp_path / "runs", "--json"]
     expected = w2w(*words, "--out", tmp_path / "one").json()
-    for n in (1, 2):
-        out = tmp_path / f"by-{n}"
-        found = w2w(*words, "--out", out, "--ray", cluster.address, "--cores", 1, "--workers", n).json()
-        assert contents(out) == contents(tmp_path / "one")
-        assert found["files"] == expected["files"] and (found["imported"], found["skipped"]) == (19, 1)
+    found = w2w(*words, "--out", tmp_path / "two", "--ray", cluster.address, "--cores", 1, "--workers", 2).json()
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert found["files"] == expected["files"] and (found["imported"], found["skipped"]) == (19, 1)
     refused = w2w(*words, "--out", tmp_path / "three", "--ray", cluster.address, "--threads", 2)
     assert refused.code == 2 and "--threads was given with --ray" in refused.err
 
