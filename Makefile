@@ -15,8 +15,9 @@ $(READY): pyproject.toml packages/w2wpp-tiny-faces/pyproject.toml constraints.tx
 demo: $(READY)  ## the whole loop on the embedded pipeline and weights; names its report.html
 	$(BIN)/w2w demo --table docs/results/table1.json
 
-# One process a core, at most four, each with its share of the cores; a file's tests stay together, with what they made once.
-SPREAD := -n logical --maxprocesses 4 --dist loadfile
+# One process a core and one more, since some wait for Ray or a browser; at most four. A file's tests stay together, with what they
+# made once.
+SPREAD := -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist loadfile
 
 test: $(READY)
 	$(BIN)/python -m pytest $(SPREAD)
