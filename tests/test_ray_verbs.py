@@ -27,6 +27,7 @@ from w2wpp.exchange.formats.peft import write_peft
 from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.scale.in_order import Event
 from w2wpp.scale.schedule import LOST, Terms
 from w2wpp.scale.workers import Workers, ray_pool
 from w2wpp.spaces.base import Space
@@ -34,7 +35,7 @@ from w2wpp.spaces.pca import PcaSpace, Solver
 from w2wpp.spaces.table_recipe import TableRecipe
 from waiting import WaitingRecipe
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'w2wpp[scale]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'w2wpp[scale]'")
 
 W2w = Callable[..., Ended]
 
@@ -63,6 +64,16 @@ def test_a_killed_worker_changes_no_result_and_what_cannot_be_done_is_one_line(c
             (tmp_path / "begun-0").unlink()
             harmed = thread.submit(harm)
             list(mapper([0], 0))
+
+
+def test_nothing_starts_ray_again_once_it_has_ended(cluster: Any, tmp_path: Path) -> None:
+    with ray_pool(cluster.address, WaitingRecipe(tmp_path), 1) as pool:
+        heard = list[Event]()
+        pool.grow(1)
+        while not heard:
+            heard += pool.heard(0.5)
+    pool.drop(heard[0].worker)  # as where a result was never taken, and its iterator ends late
+    assert not ray.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.scale.in_order import in_order
 from w2wpp.scale.schedule import GONE, LOST, SLOW, STUCK, Schedule, Terms
 from w2wpp.scale.training import Trainers
+from w2wpp.scale.workers import Workers
 
 TERMS = Terms(tries=1000)
 
@@ -148,3 +149,17 @@ def test_workers_are_kept_from_one_list_of_tasks_to_the_next() -> None:
     before = pool.now()
     assert len(list(in_order(range(5), pool, again, lambda: None, lambda task, why: -1))) == 5
     assert pool.now() - before == pytest.approx(20, abs=1.5)  # two rounds, no start
+
+
+def test_a_slow_worker_that_nobody_waited_for_does_not_disturb_the_next_list_of_tasks() -> None:
+    slow = ["slow"]
+
+    def seconds(task: str, draw: random.Random) -> float:
+        return 500.0 if task == "slow" and slow and slow.pop() else 10.0
+
+    workers = Workers[str](SimulatedPool(4, seconds))
+    for tasks in (["a", "b", "c", "d", "e", "slow", "f"], [f"task {i}" for i in range(300)]):
+        results = iter(workers(tasks))
+        assert [next(results) for _ in tasks] == tasks  # and not to the end of the iterator
+        del results
+    assert workers.again == {SLOW: 1}

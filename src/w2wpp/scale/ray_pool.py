@@ -117,9 +117,15 @@ class RayPool:
             raise ResultLost from error
 
     def drop(self, worker: str) -> None:
-        """End a worker at once."""
-        ray.kill(self._actors.pop(worker))
+        """End a worker at once; nothing where all have ended."""
+        if worker in self._actors:
+            ray.kill(self._actors.pop(worker))
         self._pending = {told: about for told, about in self._pending.items() if about[0] != worker}
+
+    def end(self) -> None:
+        """Forget all workers, who end with the connection: a call of Ray's after that would start another Ray."""
+        self._actors.clear()
+        self._pending.clear()
 
     def _event(self, told: Any) -> Event:
         worker, result = self._pending.pop(told)

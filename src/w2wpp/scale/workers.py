@@ -43,11 +43,9 @@ class Workers(Generic[Task]):
             schedule.join(worker)
         try:
             yield from in_order(tasks, self.pool, schedule, lambda: changed(schedule), given_up)
-        except Exception:
+        finally:  # also where the last result was taken, and nobody asked for more
             for worker in schedule.busy:  # nobody waits for what they do now
                 self.pool.drop(worker)
-            raise
-        finally:
             self._idle = schedule.idle
 
 
@@ -62,4 +60,8 @@ def ray_pool(address: str, recipe: Recipe, cores: int, workers: int | None = Non
 
     with connected(address) as has_gpus:
         gpu = has_gpus if recipe.device == "auto" else recipe.device.startswith("cuda")
-        yield RayPool(recipe.placed("cuda" if gpu else "cpu"), cores, gpu, workers, grows=address != "local")
+        pool = RayPool(recipe.placed("cuda" if gpu else "cpu"), cores, gpu, workers, grows=address != "local")
+        try:
+            yield pool
+        finally:
+            pool.end()
