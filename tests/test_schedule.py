@@ -1,16 +1,25 @@
 """Who does what: every task once, in order, whatever happens to the workers, on a simulated clock."""
 
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import Ended
 from simulated import Luck, SimulatedPool
 from w2wpp.adapters.group_training import Outcome
 from w2wpp.adapters.portraits import Portrait
+from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
+from w2wpp.exchange.formats.peft import write_peft
+from w2wpp.exchange.import_rows import ImportRecipe
+from w2wpp.lora.layout import Layout
 from w2wpp.scale.in_order import in_order
 from w2wpp.scale.schedule import GONE, LOST, SLOW, STUCK, Schedule, Terms
 from w2wpp.scale.training import Trainers
@@ -163,3 +172,31 @@ def test_a_slow_worker_that_nobody_waited_for_does_not_disturb_the_next_list_of_
         assert [next(results) for _ in tasks] == tasks  # and not to the end of the iterator
         del results
     assert workers.again == {SLOW: 1}
+
+
+def test_an_import_waits_for_files_that_take_far_longer_than_others(
+    w2w: Callable[..., Ended], base: BaseModel, pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(task: list[Any], draw: random.Random) -> float:
+        return 1000.0 if "person-5" in str(task[0].plan.path) else 10.0
+
+    class Reading(SimulatedPool):
+        def share(self, what: Any) -> None:
+            self.shared = what
+
+        def fetch(self, result: Any) -> Any:
+            return ImportRecipe().open(1)(result, self.shared)
+
+    @contextmanager
+    def simulated(*_: object) -> Iterator[SimulatedPool]:
+        yield Reading(2, seconds)
+
+    monkeypatch.setattr("w2wpp.scale.workers.ray_pool", simulated)
+    monkeypatch.setattr("w2wpp.exchange.import_rows.begin_work", lambda cores, precision: None)  # it is this process
+    monkeypatch.setattr("w2wpp.exchange.importing.TOGETHER", 1)
+    layout = Layout.of(base.pipeline.unet)
+    for i in range(6):
+        write_peft(tmp_path / "loras" / f"person-{i}", layout, torch.randn(layout.d, generator=torch.Generator().manual_seed(i)), str(pico))
+    words = ("import", tmp_path / "loras", "--base", pico, "--ray", "simulated", "--out", tmp_path / "out", "--runs", tmp_path / "runs")
+    told = w2w(*words, "--json").json()
+    assert told["imported"] == 6 and "tried_again" not in told

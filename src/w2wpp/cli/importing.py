@@ -137,7 +137,7 @@ def import_loras(job: Run, given: Mapping[str, Any], base: str | None, dtype: "t
     how = {name: given[name] for name in ("rank", "alpha", "drop_text_encoder", "strict", "labels", "memory", "threads")}
     told = {name: given[name] for name in ("prompt", "guidance") if given[name] is not None}
     denoiser = Denoiser.load(base) if base else None
-    with handed_out(given, job, ImportRecipe) as mapper:
+    with handed_out(given, job, ImportRecipe, even=False) as mapper:  # a LoHa takes hundreds of times as long as a LoRA
         job.results |= w2w.import_loras(denoiser, given["source"], given["out"], dtype=dtype, prompting=told, mapper=mapper, **how)
     files = job.results["files"] if given["as_json"] else job.results.pop("files")
     save_table(job.folder / "files.csv", files)

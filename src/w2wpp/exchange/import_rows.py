@@ -20,7 +20,7 @@ from w2wpp.lora.layout import Layout
 EXACT = 1e-6  # relative errors below are float32's own
 
 
-class Planned(NamedTuple):
+class ToRead(NamedTuple):
     """A file and the base that it is for, as plain data."""
 
     plan: LoraPlan
@@ -38,7 +38,7 @@ class Read:
     refused: dict[int, str]  # by the file's place: why it is no row
 
 
-def read_rows(files: Sequence[Planned], layout: Layout, strict: bool, base: Callable[[str], Denoiser]) -> Read:
+def read_rows(files: Sequence[ToRead], layout: Layout, strict: bool, base: Callable[[str], Denoiser]) -> Read:
     """Read some files and bring them to one layout. base: opened by where it comes from.
 
     Raises W2WError for a file that cannot be read if strict.
@@ -60,7 +60,7 @@ def read_rows(files: Sequence[Planned], layout: Layout, strict: bool, base: Call
 def by_threads(base: Callable[[str], Denoiser], threads: int, ahead: int) -> Mapper:
     """The mapper of one process, whose threads read at most `ahead` tasks before the one that is waited for."""
 
-    def mapped(tasks: Sequence[list[Planned]], shared: Any = None) -> Iterator[Read]:
+    def mapped(tasks: Sequence[list[ToRead]], shared: Any = None) -> Iterator[Read]:
         layout, strict = shared
         under_way = deque[Future[Read]]()
         with ThreadPoolExecutor(threads) as pool:
@@ -90,7 +90,7 @@ class ImportRecipe:
         begin_work(cores, self.precision)
         load = lru_cache(Denoiser.load)
 
-        def work(files: list[Planned], shared: tuple[Layout, bool]) -> Read:
+        def work(files: list[ToRead], shared: tuple[Layout, bool]) -> Read:
             for source, base_id in {(one.base, one.base_id) for one in files}:
                 if load(source).id != base_id:
                     raise W2WError(f"its {source} is another base than this process has. Give all machines the same files.")
@@ -99,9 +99,9 @@ class ImportRecipe:
         return work
 
 
-def plain(plan: LoraPlan, base: Denoiser) -> Planned:
+def plain(plan: LoraPlan, base: Denoiser) -> ToRead:
     """A planned file as a task holds it."""
-    return Planned(plan, str(absolute(base.source)), base.id)
+    return ToRead(plan, str(absolute(base.source)), base.id)
 
 
 def _note(plan: LoraPlan, lora: Lora, error: float) -> str:
