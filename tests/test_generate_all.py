@@ -61,6 +61,7 @@ def test_all_are_drawn_and_a_run_that_was_cut_short_resumes_to_the_same_bytes(
         (["--all", "--dataset", "tiny-faces", "--id", "a"], "--id was given with --all"),
         (["--all", "--dataset", "tiny-faces", "--overwrite"], "--overwrite was given with --all"),
         (["--dataset", "tiny-faces", "--ray", "auto"], "--ray was given without --all"),
+        (["--all", "--dataset", "tiny-faces", "--space", "tiny-faces"], "without a point in it. Give --points"),
     ],
 )
 def test_what_does_not_go_with_all_is_one_line(w2w: W2w, words: list[str], said: str, tmp_path: Path) -> None:

@@ -96,8 +96,10 @@ def generate(
 
 
 def check_all(given: Mapping[str, Any]) -> None:
-    """Raise W2WError for options that go with --all alone, or not with it. given: the verb's arguments."""
+    """Raise W2WError for options that do not go together, or with --all alone, or not with it. given: the verb's arguments."""
     check_scaling(given)
+    if given["space"] and not given["points"]:
+        raise W2WError(f"--space {given['space']} was given without a point in it. Give --points.")
     if given["ray"] and not given["everything"]:
         raise W2WError("--ray was given without --all, and pictures of one model need one process. Give that too, or leave it out.")
     if not given["everything"]:
@@ -136,8 +138,6 @@ def pick_adapter(
 
     if sum(thing is not None for thing in (points, adapter, dataset)) > 1:
         raise W2WError("more than one of --points, --adapter and --dataset was given. Name one.")
-    if space and not points:
-        raise W2WError(f"--space {space} was given without a point in it. Give --points.")
     if adapter:
         layout, weights = read_peft(adapter)
         expected = w2w.Layout.of(model.pipeline.unet, rank=layout.rank, alpha=layout.alpha, targets=layout.targets)
