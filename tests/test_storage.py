@@ -1,12 +1,15 @@
 """Datasets, photos and spaces at addresses: read by ranges, written whole, on a server of S3 that runs in this process."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,9 @@ from conftest import Ended, write_faces
 from test_pages import REPOSITORY, blocks, smaller
 from test_weights import everything, filled, numbers
 from w2wpp.common import storage
-from w2wpp.common.errors import W2WError
+from w2wpp.common.errors import Unreached, W2WError
 from w2wpp.common.files import apart, read_json, write_json
-from w2wpp.common.storage import Address, fill, here, place
+from w2wpp.common.storage import Address, at_once, fill, here, on_disk, place
 from w2wpp.dataset.select_merge import merge, select
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.lora.layout import Layout
@@ -171,6 +174,27 @@ def test_long_reads_are_many_requests(bucket: str, sent: list[int], monkeypatch:
         at(bucket).read_whole_into(found, 200)
 
 
+def test_the_first_error_ends_what_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = list[int](), Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ended.set()
+            super().shutdown(wait=wait)
+
+    def work(i: int) -> None:
+        begun.append(i)
+        if i == 0:
+            raise W2WError("out of reach")
+        ended.wait(600)
+
+    monkeypatch.setattr(storage, "ThreadPoolExecutor", Pool)
+    with pytest.raises(W2WError, match="out of reach"):
+        at_once(work, range(1000))
+    assert len(begun) <= storage.AT_ONCE + 1
+
+
 def test_rows_that_were_altered_or_cut_short_are_found(tmp_path: Path, bucket: str) -> None:
     data = merge([filled(tmp_path / "data")], bucket)
     shard = at(bucket) / data.files[-1]
@@ -210,6 +234,8 @@ def test_a_dataset_is_not_replaced_and_not_copied_onto_itself(tmp_path: Path, bu
         merge([data], bucket)
     with pytest.raises(W2WError, match="lies in"):
         select(data, {"half": ""}, f"{bucket}/part")
+    with pytest.raises(W2WError, match="lies in"):
+        apart("gs://bucket/adapters/part", "gcs://bucket/adapters")  # two names of one storage
     apart(f"{bucket}x", bucket)
     apart(tmp_path, bucket)
 
@@ -322,7 +348,7 @@ def test_photos_are_read_from_an_address(tmp_path: Path, bucket: str) -> None:
         faces.photos("Ada")
 
 
-def test_photos_of_an_address_are_aligned(tmp_path: Path, bucket: str) -> None:
+def test_photos_of_an_address_are_aligned(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for person in ("Ada", "Grace"):
         write_image(tmp_path / "photos" / person / "1.jpg", np.full((40, 40, 3), 128, np.uint8))
     write_image(tmp_path / "photos" / "nobody.png", np.zeros((8, 8, 3), np.uint8))
@@ -334,6 +360,18 @@ def test_photos_of_an_address_are_aligned(tmp_path: Path, bucket: str) -> None:
     assert told["none"] == ["Ada/1.jpg", "Grace/1.jpg"] and "renewed" not in again
     with pytest.raises(W2WError, match=r"neither a folder nor a zip|holds no person"):
         find_photos(f"{bucket}-none")
+
+    async def expired(*_: object, **__: object) -> None:
+        raise PermissionError("The provided token has expired.")
+
+    before = (tmp_path / "faces" / "faces.jsonl").read_text()
+    with anew(monkeypatch) as patch:
+        patch.setattr(s3fs.S3FileSystem, "_cat_file", expired)
+        for out in ("faces", "others"):  # no photo counts as unreadable, or as changed
+            with pytest.raises(Unreached, match="token has expired"):
+                align_photos(source, tmp_path / out, size=16)
+    assert (tmp_path / "faces" / "faces.jsonl").read_text() == before
+    assert "unreadable" not in (tmp_path / "others" / "faces.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -368,6 +406,14 @@ def test_a_storage_that_cannot_be_asked_is_said_in_one_line(bucket: str, monkeyp
         patch.setattr("fsspec.filesystem", missing)
         with pytest.raises(W2WError, match=r"needs pip install 'w2wpp\[storage\]'"):
             at(bucket).read_bytes()
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with anew(monkeypatch) as patch:
+        patch.setattr(s3fs.S3FileSystem, "_get_file", full)
+        with pytest.raises(W2WError, match=r"does not fit on this machine .No space left"), on_disk(bucket):
+            pass
     with anew(monkeypatch) as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         with pytest.raises(W2WError, match="is out of reach"):
@@ -456,11 +502,14 @@ def test_commands_take_addresses(w2w: Callable[..., Ended], dataset: Path, pico:
     dry = w2w("fit", "pca", f"{bucket}/adapters", "--out", f"{bucket}/no.safetensors", "--dry-run", *runs).json()
     assert dry["writes"][0] == f"{bucket}/no.safetensors" and not at(f"{bucket}/no.safetensors").is_file()
     assert w2w("dataset", "info", f"{bucket}/adapters", "--verify", "--json").json()["verified"]
+    assert w2w("resize", f"{bucket}/adapters", "--rank", 1, "--out", tmp_path / "resized", *runs).code == 0
     for words in (
         ("sample", f"{bucket}/space.safetensors", *small, "--out", f"{bucket}/drawn"),
         ("sample", f"{bucket}/space.safetensors", "--base", f"{bucket}/pipeline", "--out", tmp_path / "no"),
         ("dataset", "merge", dataset, "--out", tmp_path / "no", "--runs", f"{bucket}/runs"),
         ("dataset", "merge", dataset, "--out", f"{bucket}/adapters"),
+        ("fit", "pca", dataset, "--m", 3, "--out", f"{bucket}/adapters"),
+        ("fit", "pca", dataset, "--m", 3, "--out", f"s3://{BUCKET}"),
         ("dataset", "merge", f"{bucket}/adapters", "--out", f"{bucket}/adapters"),
         ("fit", "pca", f"{bucket}/adapters", "--m", 3, "--out", "s3://no-such-bucket/space.safetensors"),
         ("adapters", "train", f"{bucket}/faces", "--out", f"{bucket}/trained"),

@@ -13,7 +13,7 @@ from w2wpp.adapters.portraits import Portrait, photo_latents, row_labels
 from w2wpp.adapters.start import Start
 from w2wpp.adapters.train import AdapterOptions, prior_latents, train_adapters
 from w2wpp.base.model import BaseModel
-from w2wpp.common.errors import W2WError
+from w2wpp.common.errors import Unreached, W2WError
 from w2wpp.common.memory import in_groups
 from w2wpp.common.progress import note
 from w2wpp.lora.layout import Layout
@@ -86,7 +86,7 @@ class GroupTrainer:
     def train(self, members: Sequence[Portrait], prior: Tensor | None) -> Outcome:
         """Train one group. A person whose photos cannot be read is listed and left out; the others are trained.
 
-        Raises W2WError if training diverges.
+        Raises W2WError if training diverges, or the storage where the photos lie does not answer.
         """
         able: list[Portrait] = []
         photos: list[list[Image]] = []
@@ -95,6 +95,8 @@ class GroupTrainer:
         for member in members:
             try:
                 own, told = self._photos(member), row_labels(self.faces, member)
+            except Unreached:  # nobody's photos could be read
+                raise
             except W2WError as error:
                 failed[member.id] = str(error)
                 continue

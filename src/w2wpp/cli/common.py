@@ -80,6 +80,8 @@ def run(
     away = isinstance(there := place(options["out"] or ""), Address)
     if isinstance(there, Address) and not options["dry_run"]:
         there.size()  # now, and not after the work: is the bucket there?
+        if product and there.is_dir():
+            raise W2WError(f"{there} is a folder, and the result is one file. Give its name too, such as {there / product}.")
     if options["out"]:
         apart(options["out"], *inputs_of(options, reads))
     config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}

@@ -150,11 +150,12 @@ def resize(
     if (rank is None) == (keep is None):
         raise W2WError("the new rank was not said, or twice. Give --rank, or --keep such as 0.95.")
     with run("resize", locals(), "resized", reads=("what",)) as job:
+        from w2wpp.common.storage import place
         from w2wpp.exchange.formats.canonical import to_rows
         from w2wpp.fleet.files import layout_for, read_all, write_one
         from w2wpp.fleet.mix import rank_that_keeps, resize_dataset
 
-        if what == "tiny-faces" or (Path(what) / "dataset.json").exists():
+        if what == "tiny-faces" or (place(what) / "dataset.json").is_file():
             job.results = resize_dataset(w2w.WeightDataset.load(what), str(job.out), rank, keep, memory)
             return
         loras, denoiser = read_all([what], None, base)

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception that means "the user can mend this"."""
 
 
 class W2WError(Exception):
@@ -11,3 +11,7 @@ class W2WError(Exception):
         # Names come from other people's files: a newline or an escape code in one must not reach the terminal.
         line = " ".join(message.split())
         super().__init__("".join(letter if letter.isprintable() else "?" for letter in line)[:2000])
+
+
+class Unreached(W2WError):
+    """A storage did not answer, or refused: what lies there is not known, so nothing may be concluded about it."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from w2wpp.common.errors import W2WError
-from w2wpp.common.storage import Address, Anywhere, here, on_disk, place
+from w2wpp.common.storage import SAME, Address, Anywhere, here, on_disk, place
 
 ASIDE = ".w2w-"  # in the name of what is written aside; a kill may leave such a file or folder
 
@@ -121,7 +121,7 @@ def apart(out: Anywhere, *inputs: Anywhere | None, option: str = "--out") -> Non
 
 def _resolved(found: Path | Address) -> Path:
     """With links resolved; an address as a path of its own, to compare with another."""
-    return Path(f"/{found.protocol}:", found.path) if isinstance(found, Address) else found.resolve()
+    return Path(f"/{SAME.get(found.protocol, found.protocol)}:", found.path) if isinstance(found, Address) else found.resolve()
 
 
 def write_text(path: Anywhere, text: str) -> None:

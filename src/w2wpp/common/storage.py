@@ -4,6 +4,7 @@ Protocols of storage only: fsspec has others that run code, and chains (`::`) of
 a stranger is; what is written is one object, whole or absent.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar
 
-from w2wpp.common.errors import W2WError
+from w2wpp.common.errors import Unreached, W2WError
 
 # Each with what brings it. `memory` is fsspec's own, of one process: for trying things out.
 PROTOCOLS = {"s3": "'w2wpp[storage]'", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
 PROTOCOLS |= {"memory": "fsspec"}
+SAME = {"gcs": "gs", "az": "abfs"}  # two names of one storage
 # A Path makes one slash of two; what has one is an address only where no folder of that name is here.
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][\w.+-]+(?:::.*)?):(?P<slashes>//?)(?P<path>.*)", re.DOTALL)
 PIECE = 2**22  # bytes of one request
@@ -210,19 +212,23 @@ def at_once(work: Callable[[Given], None], given: Iterable[Given]) -> None:
         work(todo[0])
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done in [pool.submit(work, one) for one in todo]:
-            done.result()
+        try:
+            for done in [pool.submit(work, one) for one in todo]:
+                done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # without it, the rest would be done before the error is told
 
 
 @contextmanager
 def reached(address: Address) -> Iterator[None]:
-    """Raise whatever goes wrong with a storage as W2WError, in one line that says what to do."""
+    """Raise whatever goes wrong with a storage as W2WError, in one line that says what to do: Unreached unless it said what is there."""
     try:
         yield
     except W2WError:
         raise
     except Exception as error:  # fsspec's, its protocol's, its HTTP library's, and the system's
-        raise W2WError(f"{address} {_why(address, error)}") from error
+        kind = W2WError if isinstance(error, FileNotFoundError | FileExistsError) else Unreached
+        raise kind(f"{address} {_why(address, error)}") from error
 
 
 def _why(address: Address, error: Exception) -> str:
@@ -231,6 +237,8 @@ def _why(address: Address, error: Exception) -> str:
         return f"needs pip install {PROTOCOLS[address.protocol]} ({said})."
     if isinstance(error, FileNotFoundError):
         return "is not there" + (f" ({said})." if "bucket" in said.lower() else ".") + " Check the bucket and the name."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"does not fit on this machine ({error.strerror}). Free some space in {gettempdir()}, or set TMPDIR to another folder."
     if isinstance(error, FileExistsError):
         return "is there already: another run writes there, or was killed. Choose another place, or delete it."
     if "credential" in f"{kind} {said}".lower():

@@ -21,7 +21,7 @@ from typing import Any
 
 import cv2
 
-from w2wpp.common.errors import W2WError
+from w2wpp.common.errors import Unreached, W2WError
 from w2wpp.common.files import apart, write_text
 from w2wpp.common.locks import owned
 from w2wpp.common.progress import track
@@ -127,7 +127,7 @@ def align_photos(
     Faces that `out` holds already are kept where the photo is the same, byte by byte; those of photos that changed are made
     again (`renewed`), those of photos that are gone are taken out (`removed`).
     Raises W2WError if the source holds no photo, if `out` holds faces of another size or of other photos only, or for labels
-    that `labels_of` refuses.
+    that `labels_of` refuses; Unreached if the storage where the photos lie stops answering.
     """
     out = here(out)
     apart(out, source, labels)
@@ -199,9 +199,11 @@ def _kept(index: list[dict[str, Any]], out: Path, found: Found, size: int) -> _D
 
 
 def _digest(photo: Photo) -> str:
-    """Which bytes a photo has; "" where they cannot be read."""
+    """Which bytes a photo has; "" where they cannot be read. Raises Unreached if the storage does not say."""
     try:
         return hashlib.sha256(photo.bytes()).hexdigest()
+    except Unreached:
+        raise
     except W2WError:
         return ""
 
@@ -262,6 +264,8 @@ def _align_one(photo: Photo, *, out: Path, size: int) -> dict[str, Any]:
         image = decode(data, photo.shown)
         faces = default_recogniser().detect(image)
         aligned = align(image, faces[0], size) if faces else None
+    except Unreached:  # all others would be out of reach, too
+        raise
     except W2WError as error:
         return {**line, "status": "unreadable", "why": str(error)}
     except (cv2.error, ValueError, ArithmeticError, MemoryError) as error:  # a picture of one pixel, or of a hundred million
