@@ -35,7 +35,7 @@ class Recipe(Protocol):
         """What does a task, loaded once. Raises W2WError."""
 
 
-def here(work: Work) -> Mapper:
+def in_this_process(work: Work) -> Mapper:
     """The mapper of one process, which does task after task."""
     return lambda tasks, shared=None: (work(task, shared) for task in tasks)
 

@@ -10,7 +10,7 @@ from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
 from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
-from w2wpp.common.mapping import Mapper, Work, absolute, asked_precision, begin_work, here
+from w2wpp.common.mapping import Mapper, Work, absolute, asked_precision, begin_work, in_this_process
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation.table1_methods import FittedSpace, Method, Subject, Table1Options, adapter_options, fit_space, methods
@@ -73,7 +73,7 @@ def scored(
     if mapper:
         wanted = list(dict.fromkeys(head.needs for head in todo if head.needs))
         spaces = dict(zip(wanted, mapper(wanted), strict=True))
-    results = iter(track(mapper(parts, spaces), "score", "groups of people", len(parts)) if mapper else here(scorer)(parts))
+    results = iter(track(mapper(parts, spaces), "score", "groups of people", len(parts)) if mapper else in_this_process(scorer)(parts))
     for head in todo:
         yield head, [next(results) for _ in slices]
 

@@ -16,7 +16,7 @@ from w2wpp.base.model import BaseModel
 from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json, write_json
-from w2wpp.common.mapping import Mapper, Work, absolute, asked_precision, begin_work, here
+from w2wpp.common.mapping import Mapper, Work, absolute, asked_precision, begin_work, in_this_process
 from w2wpp.common.names import file_names
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
@@ -89,7 +89,7 @@ def draw_all(models: Models, words: Words, base: BaseModel, folder: Path, mapper
     files = [[folder / "pictures" / name / f"{seed}.png" for seed in words.seeds] for name in names]
     groups = [range(s.start, s.stop) for s in batches(len(names), max(1, TOGETHER // len(words.seeds)))]
     todo = [group for group in groups if not all(file.exists() for i in group for file in files[i])]
-    drawn = (mapper or here(drawing_work(models, words, base)))(todo)
+    drawn = (mapper or in_this_process(drawing_work(models, words, base)))(todo)
     for group, rows in zip(todo, track(drawn, "draw", "groups of models", len(todo)), strict=True):
         for i, row in zip(group, rows, strict=True):
             for file, picture in zip(files[i], row, strict=True):
