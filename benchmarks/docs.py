@@ -23,7 +23,7 @@ from result_tables import (
     table1_text,
     tuning_text,
 )
-from scale_tables import million_text, overhead_text, simulation_text
+from scale_tables import kills_text, million_text, overhead_text, simulation_text
 from speed_tables import (
     adapters_text,
     faults_text,
@@ -84,6 +84,7 @@ TABLES = (
     (SD15, "sd15", BENCHMARKS / "sd15.json", sd15_text),
     (PUBLISHED, "published", BENCHMARKS / "published.json", published_text),
     (LORAS, "faults", BENCHMARKS / "faults.json", faults_text),
+    (SCALE, "kills", BENCHMARKS / "ray_faults.json", kills_text),
     (SCALE, "overhead", BENCHMARKS / "ray_overhead.json", overhead_text),
     (SCALE, "simulation", BENCHMARKS / "ray_simulation.json", simulation_text),
     (SCALE, "million", BENCHMARKS / "million.json", million_text),

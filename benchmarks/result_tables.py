@@ -1,5 +1,6 @@
 """What was measured, as Markdown for the documentation: one function per file of results."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -261,7 +262,8 @@ def paintings_text(found: Mapping[str, Any]) -> str:
     ]
     without = f"no face was found in {len(found['without_a_face'])} others ({', '.join(found['without_a_face'])})"
     about = f"n = {len(found['portraits'])} portraits; {without}; mean ± standard error over portraits with a face in a picture"
-    return f"{markdown({'head': head, 'rows': rows})}\n\n{about}. `{command_of(found)}`"
+    command = re.sub(r"\S*(?=/usr/share/games)", "freecol", command_of(found))  # the folder that the package was unpacked to
+    return f"{markdown({'head': head, 'rows': rows})}\n\n{about}. `{command}`"
 
 
 def prior_text(found: Mapping[str, Any]) -> str:
