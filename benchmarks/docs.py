@@ -28,6 +28,7 @@ from speed_tables import (
     adapters_text,
     faults_text,
     import_text,
+    inversion_speed_text,
     pca_sizes_text,
     pca_text,
     population_text,
@@ -94,6 +95,7 @@ TABLES = (
     (VAE, "samples", BENCHMARKS / "samples.json", samples_text),
     (Path("docs/how/prior.md"), "prior", Path("docs/results/one_space.json"), prior_text),
     (Path("docs/how/inversion.md"), "paintings", Path("docs/results/paintings.json"), paintings_text),
+    (Path("docs/how/inversion.md"), "inversion-speed", BENCHMARKS / "inversion_speed.json", inversion_speed_text),
     (INVERSION, "directions", BENCHMARKS / "directions.json", directions_text),
 )
 

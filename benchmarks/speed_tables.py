@@ -118,6 +118,17 @@ def import_text(found: Mapping[str, Any]) -> str:
     return f"{markdown({'head': head, 'rows': rows})}\n\n{about}; {machine_text(found['machine'])}."
 
 
+def inversion_speed_text(found: Mapping[str, Any]) -> str:
+    """Seconds of one inversion by each recipe, as Markdown."""
+    head = ["recipe", "seconds for one photo", "UNet evaluations", "times as fast as the published"]
+    rows = [
+        [name, f"{row['seconds']:.1f}", f"{row['unet_evals']:.0f}", f"{min(row['published_over']):.0f} to {max(row['published_over']):.0f}"]
+        for name, row in found["rows"].items()
+    ]
+    about = f"{found['pixels']} pixels, d = {found['d']:,}, m = {found['m']}, {machine_text(found['machine'])}"
+    return f"{markdown({'head': head, 'rows': rows})}\n\n`{command_of(found)}`: {about}."
+
+
 def machine_text(machine: Mapping[str, Any] | str) -> str:
     """What a result says it ran on; the older ones say less."""
     if isinstance(machine, str):
