@@ -92,10 +92,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @contextmanager
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """What is patched here holds for filesystems made in the block, and for none after it."""
-    with monkeypatch.context() as patch:
+    try:
+        with monkeypatch.context() as patch:
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield patch
+    finally:
         s3fs.S3FileSystem.clear_instance_cache()
-        yield patch
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def at(address: str) -> Address:

@@ -139,9 +139,10 @@ class Desk:
 
     def mask(self, event: gr.EventData, visit: Visit) -> Visit:
         """What the brush painted on the face."""
-        kind, _, data = str(event.mask)[: LARGEST_MASK + 1].partition(",")
+        sent = str(event.mask)
+        kind, _, data = sent.partition(",")
         try:
-            if len(data) > LARGEST_MASK or kind not in ("", "data:image/png;base64"):
+            if len(sent) > LARGEST_MASK or kind not in ("", "data:image/png;base64"):
                 raise ValueError
             return replace(visit, mask=decode(base64.b64decode(data, validate=True), "the mask", BLACK) if data else None)
         except (binascii.Error, ValueError) as error:
