@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv demo test test-avx2 tour site check wheels bench docs report clean
+.PHONY: venv demo test test-cluster test-avx2 tour site check wheels bench docs report clean
 
 venv: $(READY)
 
@@ -19,8 +19,14 @@ demo: $(READY)  ## the whole loop on the embedded pipeline and weights; names it
 # made once.
 SPREAD := -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist loadfile
 
+# On a real Ray of two nodes, whose processes take longer to start than most tests take.
+CLUSTER_TESTS := tests/test_ray.py tests/test_ray_verbs.py
+
 test: $(READY)
-	$(BIN)/python -m pytest $(SPREAD)
+	$(BIN)/python -m pytest $(SPREAD) $(CLUSTER_TESTS:%=--ignore %)
+
+test-cluster: $(READY)
+	$(BIN)/python -m pytest $(SPREAD) $(CLUSTER_TESTS)
 
 # What depends on the processor, on one without AVX-512 and bfloat16, which torch is told to take this one for.
 AVX2_TESTS := tests/test_precision.py tests/test_memory.py tests/test_pca.py tests/test_cpu.py tests/test_adapters.py tests/test_base_training.py tests/test_group.py
