@@ -161,3 +161,11 @@ def test_what_a_cluster_cannot_hold_and_workers_that_cannot_load_are_one_line(
         pytest.raises(W2WError, match=r"workers did not start.* this process has another"),
     ):
         engine.group_size()
+
+
+def test_what_ray_says_does_not_stand_among_results(cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with connected(cluster.address):
+        print("(raylet) a worker died")
+    print("{}")
+    told = capsys.readouterr()
+    assert told.out == "{}\n" and "(raylet) a worker died" in told.err

@@ -1,9 +1,10 @@
 """Workers on a Ray cluster: one actor for each GPU, or for a number of cores, that opens what it works with once."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from w2wpp import __version__
@@ -165,6 +166,7 @@ def connected(address: str) -> Iterator[bool]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise W2WError(f"no Ray cluster at {address}: {reason} Start one with `ray start --head`, or give --ray local.") from error
     try:
-        yield ray.cluster_resources().get("GPU", 0) >= 1
+        with redirect_stdout(sys.stderr):  # Ray says there that a worker died; results alone belong on stdout
+            yield ray.cluster_resources().get("GPU", 0) >= 1
     finally:
         ray.shutdown()
