@@ -1,8 +1,10 @@
 """The anchored VAE starts as probabilistic PCA, gets no worse, and learns from photos together with an encoder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +12,19 @@ from torch import Tensor
 
 from conftest import close, write_faces
 from w2wpp.base.model import BaseModel
+from w2wpp.common.checkpoints import save_checkpoint
 from w2wpp.common.errors import W2WError
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.inversion.encoder import EncoderOptions, PhotoEncoder, fit_encoder, fit_with_decoder
+from w2wpp.inversion import teaching
+from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
-from w2wpp.lora.batched import initial_weights
+from w2wpp.inversion.teaching import EncoderOptions, fit_encoder, fit_with_decoder
+from w2wpp.lora.batched import adapted, initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.regression import Ridge
 
 SMALL = AnchoredOptions(m=4, components=12, hidden=16, steps=40, batch=16)
 
@@ -138,6 +144,94 @@ def test_a_decoder_learns_with_its_encoder(base: BaseModel, weights: Tensor, lay
         fit_encoder(space, few, EncoderOptions())
 
 
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
+    base: BaseModel, weights: Tensor, layout: Layout, photos: PersonPhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, base_id=base.id, device="cpu")
+    options = EncoderOptions(hidden=8, steps=8, batch=8, lr=1e-2, measured=4)
+    whole, encoder, history = fit_with_decoder(space, photos, options)
+    file = tmp_path / "checkpoint.pt"
+
+    def cut(path: Path, parts: Any, step: int) -> None:
+        save_checkpoint(path, parts, step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(teaching, "save_checkpoint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        fit_with_decoder(space, photos, options, file)
+    with pytest.raises(W2WError, match="other options or people"):
+        fit_with_decoder(space, photos, replace(options, lr=2e-2), file)
+    again, resumed, told = fit_with_decoder(space, photos, options, file)
+    assert told == history and len(told["step"]) == 5
+    z = torch.ones(1, 4)
+    assert torch.equal(again.decode(z), whole.decode(z))
+    assert torch.equal(resumed(photos.described["person-0"]), encoder(photos.described["person-0"]))
+
+
+def test_a_ridge_finds_the_directions_that_inputs_foretell() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=draw) @ torch.randn(6, 6, generator=draw) + 3
+    slope = torch.randn(6, 2, generator=draw) @ torch.randn(2, 30, generator=draw)
+    y = x @ slope + 5 + 0.01 * torch.randn(400, 30, generator=draw)
+    ridge = Ridge.fit(x, lambda s: y[s], batch=37)
+    directions, into = ridge.directions(4)
+    z = (x - ridge.at) @ into.T
+    torch.testing.assert_close(z.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.T.cov(), torch.eye(4), atol=0.02, rtol=0)
+    lost = (ridge.centre + z @ directions - y).square().sum() / (y - y.mean(0)).square().sum()
+    assert lost < 0.02 and directions[2:].norm() < 0.01 * directions.norm()
+    assert ridge.directions(9)[0].shape == (6, 30)
+
+
+def taught_by_adapters(base: BaseModel, layout: Layout, photos: PersonPhotos, folder: Path, loudness: float) -> PersonPhotos:
+    """Twenty people with an adapter each, a linear map of their mean description and a little noise."""
+    draw, people = torch.Generator().manual_seed(5), list(photos.latents)
+    dataset = WeightDataset.create(folder, layout, base.id, {"adapters": {"prior_prompt": "photo of a person"}})
+    described = torch.stack([photos.described[person].mean(0) for person in people])
+    own = initial_weights(layout) + 0.1 * described @ torch.randn(6, layout.d, generator=draw)
+    dataset.append(own + 0.01 * torch.randn(own.shape, generator=draw), people, [{"person": p} for p in people], torch.float32)
+    contexts = base.encode_text(["photo of sks person", "photo of sks person smiling", "", "photo of a person"]).float()
+    return PersonPhotos(base, photos.latents, photos.described, contexts, taught=OwnAdapters.of(dataset, people, loudness))
+
+
+def test_where_adapters_teach_training_begins_at_their_regression(
+    base: BaseModel, weights: Tensor, layout: Layout, photos: PersonPhotos, tmp_path: Path
+) -> None:
+    space = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, base_id=base.id, device="cpu")
+    taught = taught_by_adapters(base, layout, photos, tmp_path / "own", 1.0)
+    assert taught.taught is not None
+    own, mean = taught.taught.dataset.rows(range(20)), taught.taught.mean
+    torch.testing.assert_close(mean, own.mean(0))
+    described = torch.stack([mine.mean(0) for mine in photos.described.values()])
+    start, encoder, history = fit_with_decoder(space, taught, EncoderOptions(hidden=8, steps=0))
+    found = start.decode(encoder(described))
+    lost = (found - own).square().sum() / (own - mean).square().sum()
+    assert history["kept_step"] == 0 and lost < 0.5 and start.basis.shape[0] == 4
+    # Twice as loud is twice as far from the mean adapter, in the same direction, at the same point.
+    louder = taught_by_adapters(base, layout, photos, tmp_path / "loud", 2.0)
+    other, way, _ = fit_with_decoder(space, louder, EncoderOptions(hidden=8, steps=0))
+    torch.testing.assert_close(way(described), encoder(described), atol=1e-3, rtol=1e-3)
+    centre = start.decode(torch.zeros(1, 4))
+    torch.testing.assert_close(other.decode(way(described)) - centre, 2 * (found - centre), atol=2e-2, rtol=2e-2)
+    # The encoder of a space that stays as it is begins at a regression too.
+    begun, told = fit_encoder(space, taught, EncoderOptions(hidden=8, steps=0))
+    z = space.encode(own)
+    assert (begun(described) - z).square().mean() < 0.5 * (z - z.mean(0)).square().mean() and told["kept_step"] == 0
+
+
+def test_a_loud_teacher_asks_for_more_than_adapters_predict(base: BaseModel, layout: Layout, photos: PersonPhotos, tmp_path: Path) -> None:
+    quiet, loud = (taught_by_adapters(base, layout, photos, tmp_path / str(loudness), loudness) for loudness in (1.0, 2.0))
+    people, timesteps, kinds = ["person-0", "person-1"], torch.tensor([100, 800]), torch.tensor([0, 2])
+    noisy = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    asked, louder = (teacher._asked(people, noisy, timesteps, kinds, torch.Generator()) for teacher in (quiet, loud))
+    assert quiet.taught is not None
+    with adapted(base.pipeline.unet, layout, quiet.taught.mean[None]):
+        mean = base.predict(noisy, timesteps, quiet.contexts[kinds])
+    assert (asked - mean).abs().max() > 1e-2
+    torch.testing.assert_close(louder, mean + 2 * (asked - mean), atol=1e-4, rtol=1e-4)
+
+
 def test_in_new_coordinates_the_same_adapters_are_decoded(weights: Tensor, layout: Layout) -> None:
     space = AnchoredVaeSpace.fit(weights, SMALL, layout=layout, device="cpu")
     encoder = PhotoEncoder(6, 4, 8)
@@ -210,5 +304,8 @@ def test_names_teach_what_the_base_draws_when_told_one(base: BaseModel, layout: 
         PersonPhotos.of(base, faces, "train", "photo of sks person", "names")
     with pytest.raises(W2WError, match="no teacher is called"):
         PersonPhotos.of(base, faces, "train", "photo of sks person", "nobody")
+    for loudness, teacher in ((2.0, "photos"), (2.0, "auto"), (2.0, "names")):
+        with pytest.raises(W2WError, match="It is for adapters"):
+            PersonPhotos.of(base, faces, "train", "photo of sks person", teacher, loudness=loudness)
     with pytest.raises(W2WError, match="names take the place"):
         PersonPhotos.of(base, write_faces(tmp_path / "ada", {"Ada_Lovelace": 1}), "train", "photo of a person", "names")

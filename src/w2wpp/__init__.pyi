@@ -12,9 +12,7 @@ from .evaluation.collapse import collapse as collapse
 from .evaluation.id_score import id_score as id_score
 from .exchange.denoiser import Denoiser as Denoiser
 from .exchange.importing import import_loras as import_loras
-from .inversion.encoder import EncoderOptions as EncoderOptions
 from .inversion.encoder import PhotoEncoder as PhotoEncoder
-from .inversion.encoder import fit_encoder as fit_encoder
 from .inversion.evolution import EvolutionOptions as EvolutionOptions
 from .inversion.gradient import PUBLISHED as PUBLISHED
 from .inversion.gradient import REFINED as REFINED
@@ -22,6 +20,9 @@ from .inversion.gradient import InversionOptions as InversionOptions
 from .inversion.invert_photos import invert_photos as invert_photos
 from .inversion.inverted_photos import InvertedPhotos as InvertedPhotos
 from .inversion.person_photos import PersonPhotos as PersonPhotos
+from .inversion.teaching import EncoderOptions as EncoderOptions
+from .inversion.teaching import fit_encoder as fit_encoder
+from .inversion.teaching import fit_with_decoder as fit_with_decoder
 from .inversion.watching import InversionStep as InversionStep
 from .lora.layout import Layout as Layout
 from .photos.alignment import AlignedFaces as AlignedFaces
@@ -76,6 +77,7 @@ __all__ = [
     "debias",
     "edit",
     "fit_encoder",
+    "fit_with_decoder",
     "grid",
     "id_score",
     "import_loras",

@@ -22,9 +22,30 @@ Teacher = Annotated[
         "does when it is told their name; auto: adapters where there is a dataset.",
     ),
 ]
-EncoderSteps = Annotated[int, typer.Option("--encoder-steps", min=1, help="Steps of Adam on photos.")]
+Loudness = Annotated[
+    float | None,
+    typer.Option(
+        "--loudness",
+        min=0,
+        help="With adapters as teachers: how far a person's point leads from the mean adapter; 1 is as far as the descriptions of faces "
+        "foretell, which is less than adapters lie apart.",
+        show_default="2.5",
+    ),
+]
+EncoderSteps = Annotated[
+    int, typer.Option("--encoder-steps", min=0, help="Steps of Adam on photos; 0 keeps the regression on adapters, where these teach.")
+]
 EncoderBatch = Annotated[int, typer.Option("--encoder-batch", min=1, help="People per step on photos.")]
 EncoderDraws = Annotated[int, typer.Option("--encoder-draws", min=1, help="Draws of photo, timestep and noise per person and step.")]
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="A file that keeps the state of training on photos, to go on after an interruption; deleted at the end.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,11 +72,13 @@ def fit_anchored(
     faces: TrainFaces = None,
     split: TrainSplit = "train",
     teacher: Teacher = "auto",
+    loudness: Loudness = None,
     hidden: Hidden = 512,
     encoder_steps: EncoderSteps = 900,
     encoder_batch: EncoderBatch = 64,
     encoder_draws: EncoderDraws = 2,
     encoder: EncoderOut = None,
+    checkpoint: Checkpoint = None,
     prompt: Prompt = None,
     base: Base = "tiny-faces",
     seed: Seed = 0,
@@ -70,10 +93,11 @@ def fit_anchored(
     --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
     """
     given, reads = locals(), ("dataset", "faces", "base")
-    if encoder:
-        from w2wpp.common.files import apart
+    for option, written in (("--encoder", encoder), ("--checkpoint", checkpoint)):
+        if written:
+            from w2wpp.common.files import apart
 
-        apart(encoder, *inputs_of(given, reads), out, option="--encoder")
+            apart(written, *inputs_of(given, reads), out, option=option)
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
         if (faces is None) != (encoder is None):
             raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
@@ -83,17 +107,19 @@ def fit_anchored(
         if faces:
             model = w2w.BaseModel.load(base, device)
             data.check(data.layout, model.id, f"base {base}")
-            photos = w2w.PersonPhotos.of(model, faces, split, asked(data.prompting, prompt).prompt, teacher, data)
+            photos = w2w.PersonPhotos.of(model, faces, split, asked(data.prompting, prompt).prompt, teacher, data, loudness)
         space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": space.history}
         if photos and encoder:
-            from w2wpp.inversion.encoder import fit_with_decoder
+            from w2wpp.inversion.teaching import fit_with_decoder
 
             how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
-            space, fitted, trained = fit_with_decoder(space, photos, how)
+            space, fitted, trained = fit_with_decoder(space, photos, how, checkpoint)
             fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
         space.save(job.out)
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)
 
 
 FacesToLearn = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")]
@@ -105,10 +131,12 @@ def fit_encoder(
     faces: FacesToLearn,
     split: TrainSplit = "train",
     teacher: Teacher = "auto",
+    loudness: Loudness = None,
     dataset: TeachingDataset = None,
     encoder_steps: EncoderSteps = 900,
     encoder_batch: EncoderBatch = 64,
     encoder_draws: EncoderDraws = 2,
+    checkpoint: Checkpoint = None,
     prompt: Prompt = None,
     base: Base = "tiny-faces",
     seed: Seed = 0,
@@ -123,8 +151,10 @@ def fit_encoder(
     with run("fit-encoder", locals(), "encoder.safetensors", stored=True) as job:
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
-        photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data)
+        photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data, loudness)
         how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
-        fitted, history = w2w.fit_encoder(opened, photos, how)
+        fitted, history = w2w.fit_encoder(opened, photos, how, checkpoint)
         fitted.save(job.out)
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)
         job.results = {"m": fitted.m, "teacher": photos.teacher, "history": history}

@@ -6,8 +6,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 
-def one_cycle(optimiser: Optimizer, lr: float, steps: int, rise: float) -> OneCycleLR:
-    """The rate rises to `lr` in the first share `rise` of the steps and falls in the others, both along a half cosine."""
+def one_cycle(optimiser: Optimizer, lr: float | list[float], steps: int, rise: float) -> OneCycleLR:
+    """The rate (each group's its own, if given) rises in the first share `rise` of the steps, then falls, along half cosines."""
     total = max(2, steps)
     if math.isclose(rise * total, 1):  # a rise of one step takes no time, by which torch divides
         total += 1

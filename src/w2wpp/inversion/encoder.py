@@ -4,12 +4,8 @@ The description is `descriptors.describe_faces`, by a network other than the fac
 """
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +15,14 @@ from w2wpp.common.assets import located
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import checksum, read_checked, write_checked
 from w2wpp.common.hub import Token, fetched
-from w2wpp.common.progress import track
-from w2wpp.common.schedules import one_cycle
-from w2wpp.common.seeds import generator
-from w2wpp.inversion.person_photos import PersonPhotos
 from w2wpp.photos.descriptors import mean_descriptions
 from w2wpp.photos.images import Image
-from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
 from w2wpp.spaces.base import Space
-from w2wpp.spaces.networks import kl_divergence, layers
+from w2wpp.spaces.networks import layers
 from w2wpp.spaces.point_files import alike, fingerprint
 from w2wpp.spaces.pretrained import PATTERNS
 
 FORMAT = "w2wpp-encoder-1"
-LEAST_PEOPLE = 10
-
-
-@dataclass(frozen=True)
-class EncoderOptions:
-    """How an encoder is trained, alone or with the decoder of its space."""
-
-    hidden: int = 512  # width of the residual network's one hidden layer
-    steps: int = 900  # of Adam
-    batch: int = 64  # people a step
-    draws: int = 2  # of photo, timestep and noise per person and step
-    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
-    prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
-    jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
-    measured: int = 5  # times that held-out people's loss is taken; the best is kept
-    seed: int = 0
 
 
 class PhotoEncoder(nn.Module):
@@ -136,138 +111,3 @@ def encoder_start(space: Space, encoder: PhotoEncoder) -> Start:
         return space.decode(encoder.points(people)).cpu()
 
     return Start(f"encoder {checksum(encoder.state_dict(), {})} of {space.kind}, m = {space.m}", weights)
-
-
-def fit_encoder(space: Space, photos: PersonPhotos, options: EncoderOptions) -> tuple[PhotoEncoder, dict[str, Any]]:
-    """Train an encoder for a space on people's photos, by the bound of eq. 7 on any photo of the person.
-
-    One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
-    the people is held out and says which step is kept.
-    Returns the encoder, and its history: the loss and its parts on train and held-out people, one row per measurement.
-    Raises W2WError for too few people, or a loss that is not a number.
-    """
-    encoder, history, _ = _trained(space.to(photos.base.device), photos, options, {})
-    encoder.space = fingerprint(space)
-    return encoder, history
-
-
-def fit_with_decoder(space: Space, photos: PersonPhotos, options: EncoderOptions) -> tuple[AnchoredVaeSpace, PhotoEncoder, dict[str, Any]]:
-    """Train the decoder of an anchored VAE together with an encoder, as `fit_encoder`; the space that is given stays as it is.
-
-    Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is the
-    posterior of its linear part alone, which shrinks much: points come from photos.
-    Returns the space, its encoder and their history. Raises W2WError as `fit_encoder`, and for a space of another kind.
-    """
-    if not isinstance(space, AnchoredVaeSpace):
-        raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
-    taught = deepcopy(space).to(photos.base.device)
-    decoder = nn.ModuleList([taught.decoder, taught.decoder_residual])
-    encoder, history, described = _trained(taught, photos, options, {"decoder": decoder})
-    if history["kept_step"]:
-        with torch.no_grad():
-            moved, mean, factor = taught.recentred(encoder(described))
-            encoder.recentre(mean, factor)
-        taught = moved.compacted()
-    encoder.space = fingerprint(taught)
-    return taught, encoder, history
-
-
-def _trained(
-    space: Space, photos: PersonPhotos, options: EncoderOptions, parts: Mapping[str, nn.Module]
-) -> tuple[PhotoEncoder, dict[str, Any], Tensor]:
-    """An encoder of people's photos, trained with other parts; its history; and the descriptions it learned from, [n, features]."""
-    space.check(space.layout, photos.base.id, f"base {photos.base.source}")
-    train, held_out = _split(sorted(photos.latents), options.seed)
-    every = torch.cat([photos.described[person] for person in train])
-    encoder = _untrained(every, space, options).to(photos.base.device)
-    # Narrow from the start: at the prior's width the decoder learned to hear noise, and pictures lost 0.04 to 0.06 of their score.
-    log_variance = nn.Parameter(torch.full((space.m,), -5.0, device=photos.base.device))
-    history = _descend(_Bound(space, encoder, log_variance, photos, options), {"encoder": encoder, **parts}, train, held_out)
-    encoder = encoder.cpu().eval()
-    encoder.people = frozenset([*train, *held_out])
-    return encoder, history, every
-
-
-def _split(people: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
-    """People to train on, and a tenth that is held out. Raises W2WError for too few."""
-    if len(people) < LEAST_PEOPLE:
-        raise W2WError(f"photos of {len(people)} people are too few to train an encoder. Give {LEAST_PEOPLE} or more.")
-    order = torch.randperm(len(people), generator=generator(seed, "encoder split")).tolist()
-    tenth = max(1, len(people) // 10)
-    return [people[i] for i in order[tenth:]], [people[i] for i in order[:tenth]]
-
-
-def _untrained(described: Tensor, space: Space, options: EncoderOptions) -> PhotoEncoder:
-    """An encoder for `space` that standardises by these descriptions of photos, [n, features]."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        encoder = PhotoEncoder(described.shape[1], space.m, options.hidden)
-    encoder.mean, encoder.scale = described.mean(0), described.std(0).clamp_min(1e-6)
-    return encoder
-
-
-def _descend(bound: "_Bound", trained: Mapping[str, nn.Module], train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
-    """Train the parts by the bound, and leave them as they did best on held-out people; returns the history."""
-    options = bound.options
-    parameters = [bound.log_variance, *(p.requires_grad_(True) for part in trained.values() for p in part.parameters())]
-    optimiser = torch.optim.Adam(parameters, lr=options.lr)
-    schedule = one_cycle(optimiser, options.lr, options.steps, 0.1)
-    history: dict[str, Any] = {"step": [0], "train": [], "held_out": [bound.measure(held_out)]}
-    best, kept_step, states = history["held_out"][0]["loss"], 0, _copies(trained)
-    chunk = max(1, options.steps // options.measured)
-    sums: dict[str, float] = {}
-    for step in track(range(options.steps), "train the encoder on photos", "steps"):
-        draw = generator(options.seed, "encoder step", step)
-        chosen = [train[i] for i in torch.randint(len(train), (options.batch,), generator=draw).tolist()]
-        parts = bound(chosen, draw, options.jitter)
-        optimiser.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        optimiser.step()
-        schedule.step()
-        sums = {name: sums.get(name, 0.0) + float(value.detach()) / chunk for name, value in parts.items()}
-        if (step + 1) % chunk == 0:
-            history["step"].append(step + 1)
-            history["train"].append(sums)
-            history["held_out"].append(bound.measure(held_out))
-            sums = {}
-            if not history["held_out"][-1]["loss"] < float("inf"):
-                raise W2WError(f"training diverged at step {step + 1}: its loss is not a number. Lower its rate (EncoderOptions.lr).")
-            if history["held_out"][-1]["loss"] < best:
-                best, kept_step, states = history["held_out"][-1]["loss"], step + 1, _copies(trained)
-    for name, part in trained.items():
-        part.load_state_dict(states[name])
-        part.requires_grad_(False)
-    if not kept_step:
-        warnings.warn("no step did better on held-out people than z = 0, which this encoder gives. Train on more people.", stacklevel=3)
-    return {**history, "kept_step": kept_step}
-
-
-def _copies(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    return {key: {name: value.clone() for name, value in part.state_dict().items()} for key, part in parts.items()}
-
-
-class _Bound:
-    """Eq. 7, amortised: the denoising loss of decoded draws of z, and the KL of their distribution to the prior."""
-
-    def __init__(self, space: Space, encoder: PhotoEncoder, log_variance: Tensor, photos: PersonPhotos, options: EncoderOptions) -> None:
-        self.space, self.encoder, self.log_variance, self.photos, self.options = space, encoder, log_variance, photos, options
-
-    def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float = 0.0) -> dict[str, Tensor]:
-        """Means over these people: what is minimised, and its parts."""
-        described = [self.photos.described[person] for person in people]
-        given = torch.stack([photos[int(torch.randint(len(photos), (1,), generator=draw))] for photos in described])
-        given = given.to(self.log_variance.device)
-        given = given + jitter * self.encoder.scale * torch.randn(given.shape, generator=draw).to(given)
-        mean = self.encoder(given)
-        z = mean + (self.log_variance / 2).exp() * torch.randn(mean.shape, generator=draw).to(mean)
-        denoising = self.photos.loss(self.space.layout, self.space.decode(z), people, self.options.draws, draw).mean()
-        kl = kl_divergence(mean, self.log_variance.expand_as(mean)).mean()
-        return {"loss": denoising + self.options.prior_weight * kl, "denoising": denoising, "kl": kl}
-
-    @torch.no_grad()
-    def measure(self, people: Sequence[str]) -> dict[str, float]:
-        """The same over held-out people, with the same draws each time."""
-        draw, size = generator(self.options.seed, "encoder held out"), self.options.batch
-        groups = [people[i : i + size] for i in range(0, len(people), size)]
-        found = [(len(group), self(group, draw)) for group in groups]
-        return {name: sum(n * float(parts[name]) for n, parts in found) / len(people) for name in found[0][1]}

@@ -5,8 +5,10 @@ person's photos (eq. 5). `names`: predict what the base itself predicts when it 
 learned names from photos.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,6 +34,10 @@ ENDS = ("", " smiling")  # of the captions that are taught
 # were trained to leave alone.
 NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
 
+# A description says little of what one adapter does, so what it predicts is nearer to the mean than any person is. Teachers that are
+# louder than adapters are make up for it. Chosen on val people by the score of pictures (docs/research/second-edition.md).
+LOUDNESS = 2.5
+
 
 @dataclass(frozen=True)
 class OwnAdapters:
@@ -39,9 +45,10 @@ class OwnAdapters:
 
     dataset: WeightDataset
     rows: Mapping[str, list[int]]  # person -> positions in the dataset
+    loudness: float = 1.0  # what they teach: this times what they predict beyond the mean of all, and that
 
     @classmethod
-    def of(cls, dataset: WeightDataset, people: Sequence[str]) -> "OwnAdapters":
+    def of(cls, dataset: WeightDataset, people: Sequence[str], loudness: float = 1.0) -> "OwnAdapters":
         """Those of some people. Raises W2WError naming somebody who has none."""
         rows: dict[str, list[int]] = {}
         for i, (name, labels) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
@@ -49,7 +56,14 @@ class OwnAdapters:
         if missing := [person for person in people if person not in rows]:
             found = f"{len(missing)} of {len(people)} people with photos have no adapter in {dataset.folder}, such as {missing[0]}"
             raise W2WError(f"{found}. Use --teacher photos, or train their adapters.")
-        return cls(dataset, {person: rows[person] for person in people})
+        return cls(dataset, {person: rows[person] for person in people}, loudness)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of these people's adapters, [d] float32."""
+        rows = [row for mine in self.rows.values() for row in mine]
+        total = sum((self.dataset.rows(rows[s]).double().sum(0) for s in batches(len(rows), 256)), torch.zeros(()))
+        return (total / len(rows)).float()
 
     def drawn(self, people: Sequence[str], draw: torch.Generator) -> Tensor:
         """One of each person's adapters, at random: weights [k, d] float32."""
@@ -77,22 +91,24 @@ class PersonPhotos:
         prompt: str,
         teacher: str = "auto",
         dataset: WeightDataset | None = None,
+        loudness: float | None = None,
     ) -> "PersonPhotos":
         """Encode and describe the photos of a split's people, or of everyone if it is "".
 
         teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `names`, `photos`, or `auto`:
-        adapters where a dataset is given, else photos. Descriptions are kept in the faces folder for the next time.
+        adapters where a dataset is given, else photos. loudness: of adapters that teach (`OwnAdapters`), 2.5 unless given.
+        Descriptions are kept in the faces folder for the next time.
         Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, `adapters` without
         a dataset, or names that the base does not know.
         """
         faces = faces if isinstance(faces, AlignedFaces) else AlignedFaces.load(faces)
         people = faces.choose(split)
-        teacher = _checked_teacher(teacher, dataset)
+        teacher = _checked_teacher(teacher, dataset, loudness)
         taught = None
         if teacher == "adapters" and dataset is not None:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
             people = [person for person in people if person in have] or people
-            taught = OwnAdapters.of(dataset, people)
+            taught = OwnAdapters.of(dataset, people, LOUDNESS if loudness is None else loudness)
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)
         latents = {}
@@ -136,19 +152,30 @@ class PersonPhotos:
         if self.taught:
             self.taught.dataset.layout.check_denoiser_alone()
             own = self.taught.drawn(people, draw).to(self.base.device)
-            with adapted(self.base.pipeline.unet, self.taught.dataset.layout, own):
-                return self.base.predict(noisy, timesteps, self.contexts[kinds])
+            asked = self._predicted(own, noisy, timesteps, kinds)
+            if self.taught.loudness == 1:
+                return asked
+            mean = self._predicted(self.taught.mean[None].to(self.base.device), noisy, timesteps, kinds)
+            return mean + self.taught.loudness * (asked - mean)
         captions = torch.stack([torch.cat([self.named[p].to(self.contexts), self.contexts[2:]]) for p in people])
         captions = captions.repeat_interleave(len(noisy) // len(people), 0)
         return self.base.predict(noisy, timesteps, captions[torch.arange(len(noisy), device=noisy.device), kinds])
 
+    def _predicted(self, adapters: Tensor, noisy: Tensor, timesteps: Tensor, kinds: Tensor) -> Tensor:
+        """What the base predicts with these of the teachers' adapters [k, d]."""
+        assert self.taught is not None
+        with adapted(self.base.pipeline.unet, self.taught.dataset.layout, adapters):
+            return self.base.predict(noisy, timesteps, self.contexts[kinds])
 
-def _checked_teacher(teacher: str, dataset: WeightDataset | None) -> str:
-    """The teacher by its own name, `auto` resolved. Raises W2WError for an unknown one, or `adapters` without a dataset."""
+
+def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: float | None) -> str:
+    """The teacher by its own name, `auto` resolved. Raises W2WError for an unknown one, `adapters` without a dataset, or its loudness."""
     if teacher not in TEACHERS:
         raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
     if teacher == "auto":
-        return "photos" if dataset is None else "adapters"
+        teacher = "photos" if dataset is None else "adapters"
+    if loudness is not None and not (teacher == "adapters" and 0 < loudness < math.inf):
+        raise W2WError(f"loudness {loudness:g} was given to teacher {teacher}. It is for adapters, and above 0; 1 is as loud as they are.")
     if teacher == "adapters" and dataset is None:
         raise W2WError("adapters cannot teach without a dataset that holds them. Give --dataset, or --teacher photos.")
     return teacher

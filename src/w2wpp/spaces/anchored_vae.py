@@ -117,9 +117,13 @@ class AnchoredVaeSpace(Space):
         space.log_sigma.data.fill_(0.5 * torch.tensor(max(noise, 1e-12)).log())
         return space
 
+    def standardise(self, weights: Tensor) -> Tensor:
+        """Adapters weights [n, d] -> the same about the mean, in each coordinate's standard deviations."""
+        return (self.given(weights) - self.mean) / self.scale
+
     def whiten(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> whitened coefficients [n, K]."""
-        return ((self.given(weights) - self.mean) / self.scale) @ self.basis.float().T / self.spread
+        return self.standardise(weights) @ self.basis.float().T / self.spread
 
     def posterior(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened coefficients [n, K] -> mean and log variance of their latents, [n, m] each."""
@@ -174,29 +178,51 @@ class AnchoredVaeSpace(Space):
             linear.weight.data = linear.weight.data @ factor.to(space.device)
         return space, mean, factor
 
+    def along(self, directions: Tensor, centre: Tensor) -> "AnchoredVaeSpace":
+        """A linear space that decodes z to centre + z @ directions [k, d], both standardised as here; where k < m, components follow.
+
+        Its directions need not be orthogonal, so its `encode` has no meaning until it is `compacted`.
+        """
+        rest = (self.decoder.weight.data * self.spread[:, None]).T[: self.m - len(directions)] @ self.basis.float()
+        space = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=self.m)).to(self.device)
+        space.prompting, space.history, space.log_sigma = self.prompting, self.history, self.log_sigma
+        space.mean, space.scale = self.mean + centre.to(self.mean) * self.scale, self.scale
+        space.basis = torch.cat([directions.to(rest), rest])
+        for linear in (space.encoder, space.decoder, space.encoder_residual[-1], space.decoder_residual[-1]):
+            for parameter in linear.parameters():
+                nn.init.zeros_(parameter)
+        nn.init.eye_(space.decoder.weight)
+        return space.frozen()
+
+    def freed(self, rate: float) -> dict[str, tuple[nn.Module, float]]:
+        """Its directions and its mean as parameters to train, each with `rate` times the directions' size."""
+        size = rate * float(self.basis.square().mean().sqrt())
+        self.basis, self.mean = nn.Parameter(self.basis.float()), nn.Parameter(self.mean)
+        return {
+            "directions": (nn.ParameterList([self.basis]), size),
+            "mean": (nn.ParameterList([self.mean]), size * float(self.scale.mean())),
+        }
+
     def compacted(self) -> "AnchoredVaeSpace":
-        """The space `following` its decoder, with no more components than that reaches, m + hidden + 1: a smaller file."""
-        full = self.following()
-        linear: Any = full.decoder
-        last: Any = full.decoder_residual[-1]
+        """The same decoder on no more components than it reaches, m + hidden + 1, with the `encode` that is `following`: a smaller file."""
+        linear: Any = self.decoder
+        last: Any = self.decoder_residual[-1]
         offset = linear.bias.data + last.bias.data
-        reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * full.spread[:, None]
-        basis = torch.linalg.qr(reached.double())[0].float()  # [K, k]
-        into = (basis * full.spread[:, None]).T  # [k, K]
-        small = AnchoredVaeSpace(full.layout, full.base_id, replace(full.options, components=basis.shape[1])).to(full.device)
-        small.prompting, small.history = full.prompting, full.history
+        basis = self.basis.data.double()
+        reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * self.spread[:, None]
+        spanned = reached.double().T @ basis if reached.shape[1] < len(basis) else basis
+        kept = torch.linalg.qr(spanned.T)[0].T  # [k, d]
+        into = ((kept @ basis.T) * self.spread.double()).float()  # [k, K]
+        small = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=len(kept))).to(self.device)
+        small.prompting, small.history = self.prompting, self.history
         new: Any
         for new, old in ((small.decoder, linear), (small.decoder_residual[-1], last)):
             new.weight.data, new.bias.data = into @ old.weight.data, into @ old.bias.data
-        small.decoder_residual[0].load_state_dict(full.decoder_residual[0].state_dict())
-        small.encoder.weight.data = (full.encoder.weight.data / full.spread) @ basis
-        small.encoder.bias.data = full.encoder.bias.data
+        small.decoder_residual[0].load_state_dict(self.decoder_residual[0].state_dict())
         for parameter in small.encoder_residual.parameters():
             nn.init.zeros_(parameter)
-        small.basis = (basis.T @ full.basis.float()).half()
-        small.mean, small.scale, small.log_sigma = full.mean, full.scale, full.log_sigma
-        small.base_log_variance = full.base_log_variance
-        return small.frozen()
+        small.basis, small.mean, small.scale, small.log_sigma = kept.half(), self.mean.data, self.scale, self.log_sigma
+        return small.following().frozen()
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""
