@@ -5,7 +5,7 @@ Where adapters teach, training begins at a regression of them on their people's 
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
+from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.inversion.regressed import follow, read_from, regressed, regression
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
 from w2wpp.spaces.base import Space
 from w2wpp.spaces.networks import kl_divergence
 from w2wpp.spaces.point_files import fingerprint
-from w2wpp.spaces.regression import Ridge
 
 LEAST_PEOPLE = 10
 
@@ -62,8 +62,8 @@ def fit_encoder(
     train, held_out = _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, space, options)
     if photos.taught:
-        ridge = _regression(encoder, photos, photos.taught, train, space.encode)
-        _follow(encoder, ridge, photos.taught.loudness * ridge.slope.T)
+        ridge = regression(encoder, photos, photos.taught, train, space.encode)
+        follow(encoder, ridge, photos.taught.loudness * ridge.slope.T)
         encoder.linear.bias.data += ridge.centre
     history = _descend(_Bound(space, encoder, photos, options), {"encoder": (encoder, options.lr)}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
@@ -77,8 +77,9 @@ def fit_with_decoder(
     """Train the decoder of an anchored VAE together with an encoder, as `fit_encoder`; the space that is given stays as it is.
 
     Where adapters teach, the decoder begins at the regression of them on descriptions, and its directions are trained too.
-    Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is the
-    posterior of its linear part alone, which shrinks much: points come from photos.
+    Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is then what
+    they foretell of the points of their people's photos; with other teachers it is the posterior of its linear part alone,
+    which shrinks much.
     Returns the space, its encoder and their history. Raises W2WError as `fit_encoder`, and for a space of another kind.
     """
     if not isinstance(space, AnchoredVaeSpace):
@@ -88,7 +89,7 @@ def fit_with_decoder(
     train, held_out = _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, taught, options)
     if photos.taught:
-        taught = _regressed(taught, encoder, photos, photos.taught, train)
+        taught = regressed(taught, encoder, photos, photos.taught, train)
         parts = {"decoder": (taught.decoder_residual, options.lr), **taught.freed(options.directions_lr)}
     else:
         parts = {"decoder": (nn.ModuleList([taught.decoder, taught.decoder_residual]), options.lr)}
@@ -98,7 +99,7 @@ def fit_with_decoder(
         with torch.no_grad():
             moved, mean, factor = taught.recentred(encoder(torch.cat([photos.described[person] for person in train])))
             encoder.recentre(mean, factor)
-        taught = moved.compacted()
+        taught = moved.compacted(read_from(space, encoder, photos, photos.taught, train, held_out) if photos.taught else None)
     encoder.space, encoder.people = fingerprint(taught), frozenset([*train, *held_out])
     return taught, encoder, history
 
@@ -120,35 +121,6 @@ def _untrained(photos: PersonPhotos, people: Sequence[str], space: Space, option
         encoder = PhotoEncoder(described.shape[1], space.m, options.hidden)
     encoder.mean, encoder.scale = described.mean(0), described.std(0).clamp_min(1e-6)
     return encoder
-
-
-def _regression(
-    encoder: PhotoEncoder, photos: PersonPhotos, own: OwnAdapters, people: Sequence[str], targets: Callable[[Tensor], Tensor]
-) -> Ridge:
-    """What people's descriptions, standardised as `encoder` does, predict of `targets` of their adapters' weights [k, d]."""
-    pairs = [(person, row) for person in people for row in own.rows[person]]
-    described = torch.stack([photos.described[person].mean(0) for person, _ in pairs])
-    rows = [row for _, row in pairs]
-    return Ridge.fit((described - encoder.mean) / encoder.scale, lambda s: targets(own.dataset.rows(rows[s])).cpu())
-
-
-def _regressed(
-    space: AnchoredVaeSpace, encoder: PhotoEncoder, photos: PersonPhotos, own: OwnAdapters, people: Sequence[str]
-) -> AnchoredVaeSpace:
-    """A linear space of the directions in which descriptions tell adapters apart, as loud as `own`; `encoder` maps there.
-
-    Where the descriptions have fewer numbers than the space has latents, the others are principal components.
-    """
-    ridge = _regression(encoder, photos, own, people, space.standardise)
-    found, into = ridge.directions(space.m)
-    _follow(encoder, ridge, into)
-    return space.along(own.loudness * found, ridge.centre)
-
-
-def _follow(encoder: PhotoEncoder, ridge: Ridge, linear: Tensor) -> None:
-    """Let an untrained encoder map standardised descriptions x to (x - their mean) @ linear.T in its first latents."""
-    encoder.linear.weight.data[: len(linear)] = linear
-    encoder.linear.bias.data[: len(linear)] = -(linear @ ridge.at)
 
 
 def _descend(

@@ -41,6 +41,15 @@ class AnchoredOptions:
             raise W2WError(f"an anchored VAE cannot be built with {found}. Components must be at least m, the others above 0.")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A linear map from adapters weights [n, d] to points: offset + (weights - mean) / scale @ directions.T, with a space's scale."""
+
+    directions: Tensor  # [m, d]
+    offset: Tensor  # [m]
+    mean: Tensor  # [d]
+
+
 class AnchoredVaeSpace(Space):
     """A space whose z is the mean of an adapter's posterior; the prior is N(0, I)."""
 
@@ -141,8 +150,8 @@ class AnchoredVaeSpace(Space):
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN.
 
-        After training on photos (`inversion.encoder`) these are no N(0, I): z was chosen for photos, and adapters that were not
-        decoded from it lie mostly outside of what the decoder reaches.
+        After training on photos (`inversion.teaching`) z was chosen for photos. Where adapters taught, this is the point of their
+        person's photos that they foretell. With another teacher adapters lie mostly outside of what the decoder reaches.
         """
         return self.posterior(self.whiten(weights))[0]
 
@@ -203,14 +212,19 @@ class AnchoredVaeSpace(Space):
             "mean": (nn.ParameterList([self.mean]), size * float(self.scale.mean())),
         }
 
-    def compacted(self) -> "AnchoredVaeSpace":
-        """The same decoder on no more components than it reaches, m + hidden + 1, with the `encode` that is `following`: a smaller file."""
+    def compacted(self, reading: Reading | None = None) -> "AnchoredVaeSpace":
+        """The same decoder on no more components than it reaches, m + hidden + 1: a smaller file.
+
+        reading: its `encode`, which takes m components more; without one `encode` follows the decoder.
+        """
         linear: Any = self.decoder
         last: Any = self.decoder_residual[-1]
         offset = linear.bias.data + last.bias.data
         basis = self.basis.data.double()
         reached = torch.cat([linear.weight.data, last.weight.data, offset[:, None]], 1) * self.spread[:, None]
         spanned = reached.double().T @ basis if reached.shape[1] < len(basis) else basis
+        if reading:
+            spanned = torch.cat([spanned, reading.directions.to(spanned)])
         kept = torch.linalg.qr(spanned.T)[0].T  # [k, d]
         into = ((kept @ basis.T) * self.spread.double()).float()  # [k, K]
         small = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=len(kept))).to(self.device)
@@ -222,7 +236,12 @@ class AnchoredVaeSpace(Space):
         for parameter in small.encoder_residual.parameters():
             nn.init.zeros_(parameter)
         small.basis, small.mean, small.scale, small.log_sigma = kept.half(), self.mean.data, self.scale, self.log_sigma
-        return small.following().frozen()
+        small = small.following()
+        if reading:
+            moved = (small.mean - reading.mean.to(small.mean)) / small.scale
+            small.encoder.weight.data = (reading.directions.to(kept) @ kept.T).float()
+            small.encoder.bias.data = reading.offset.to(moved) + reading.directions.to(moved) @ moved
+        return small.frozen()
 
     def config(self) -> dict[str, Any]:
         """The options it was trained with."""

@@ -27,8 +27,8 @@ class Ridge:
     covariance: Tensor  # [f, f] float64, of the inputs
 
     @classmethod
-    def fit(cls, inputs: Tensor, targets: Callable[[slice], Tensor], batch: int = 256) -> "Ridge":
-        """inputs: [n, f], standardised. targets: rows -> [k, t]; asked for once, in order."""
+    def fit(cls, inputs: Tensor, targets: Callable[[slice], Tensor], *, penalty: float = PENALTY, batch: int = 256) -> "Ridge":
+        """inputs: [n, f]. targets: rows -> [k, t]; asked for once, in order. penalty: for each row, in the inputs' variance."""
         n, f = inputs.shape
         at = inputs.double().mean(0)
         centred = inputs.double() - at
@@ -38,7 +38,7 @@ class Ridge:
             total = total + part.sum(0).double()
             cross = cross + centred[s].float().T @ part
         covariance = centred.T @ centred / n
-        slope = torch.linalg.solve(covariance + PENALTY * torch.eye(f).to(covariance), cross.double() / n)
+        slope = torch.linalg.solve(covariance + penalty * torch.eye(f).to(covariance), cross.double() / n)
         return cls(slope.float(), (total / n).float(), at.float(), covariance)
 
     def directions(self, m: int) -> tuple[Tensor, Tensor]:
