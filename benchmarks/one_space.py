@@ -2,8 +2,11 @@
 
     python benchmarks/one_space.py faces64 --split val --adapters val-adapters --pair tiny-faces:tiny-faces
 
+The adapters may be made here first, with the options of the dataset's own: --train val-adapters.
+
 Reconstruction: adapters of people whom no space has seen, from half of their photos (`w2w adapters train FACES --split val`).
-Each way in gives a point; what it decodes to draws pictures; they are scored against the other half of the photos.
+Each way in gives a point; what it decodes to draws pictures; they are scored against the other half of the photos. Ways: `encode`
+of the space, the encoder of photos on what the adapter draws, and that refined; PCA's own; and the adapter as it is.
 Inversion: each --pair SPACE:ENCODER on one photo of each person, from the encoder alone and after 40 evaluations.
 Writes docs/results/one_space.json. A second run with --part goes on with the part it names and keeps the others.
 """
@@ -19,6 +22,8 @@ import torch
 from torch import Tensor
 
 from machine import machine
+from w2wpp.adapters.population import train_population
+from w2wpp.adapters.train import AdapterOptions
 from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
 from w2wpp.common.files import read_json, write_json
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--base", default="tiny-faces")
     parser.add_argument("--dataset", default="tiny-faces", help="the adapters that the spaces were fitted to; PCA is fitted here")
     parser.add_argument("--adapters", type=Path, help="a dataset of this split's people; needed for reconstruction")
+    parser.add_argument("--train", type=Path, help="train the adapters of the split's people into this folder, and end")
     parser.add_argument("--pair", action="append", default=[], help="SPACE:ENCODER; the first one reconstructs")
     parser.add_argument("--people", type=int, default=0, help="score so many people only; all if 0")
     parser.add_argument("--pictures", type=int, default=3, help="of each person and way")
@@ -53,6 +59,8 @@ def main() -> None:
     args = parser.parse_args()
     parts = args.part or ["reconstruction", "inversion"]
     base, faces = BaseModel.load(args.base), AlignedFaces.load(args.faces)
+    if args.train:
+        return train_adapters(base, faces, args.split, WeightDataset.load(args.dataset), args.train, args.people)
     pairs = [pair.split(":") for pair in args.pair]
     kept = read_json(RESULTS) if RESULTS.exists() and args.part else {}
     found: dict[str, Any] = {
@@ -81,6 +89,12 @@ def main() -> None:
     write_json(RESULTS, found)
 
 
+def train_adapters(base: BaseModel, faces: AlignedFaces, split: str, like: WeightDataset, out: Path, people: int) -> None:
+    """Two adapters for each of a split's people with two photos or more, one of each half, as those of a dataset were trained."""
+    several = [person for person in faces.choose(split) if len(faces.people[person]) >= 2]
+    train_population(base, faces, several[: people or None], out, AdapterOptions.of(like.meta["adapters"]), halves_from=2)
+
+
 def reconstruction(
     base: BaseModel,
     space: Space,
@@ -99,7 +113,8 @@ def reconstruction(
     pca = PcaSpace.fit(fitted, m=space.m)
     ways: dict[str, Tensor | None] = {"base": None, "adapter": weights, "pca": pca.decode(pca.encode(weights))}
     with torch.no_grad():
-        for name, options in {"ours_encoder": AdapterReading(steps=0), "ours": AdapterReading()}.items():
+        ways["ours_encode"] = space.decode(space.encode(weights)).cpu()
+        for name, options in {"ours_pictures": AdapterReading(steps=0), "ours": AdapterReading()}.items():
             z = points_of_adapters(base, space, encoder, weights, keys, options)
             ways[name] = space.decode(z.to(space.device)).cpu()
     scored: dict[str, Any] = {"m": space.m, "n": len(keys)}
@@ -117,7 +132,7 @@ def inversion(base: BaseModel, space: Space, encoder: PhotoEncoder, subjects: Su
         fitted = inverted(base, space, chosen, how, encoder)
         drawn = generate_for(base, space.layout, fitted.weights, [subject.person for subject in chosen], PROMPT, pictures)
         scored = summary("id_other", [embed_pictures(row) for row in drawn], held_out)
-        head = {"space": space.kind, "encoder": True, "m": space.m, "unet_evals": fitted.unet_evals}
+        head = {"space": space.kind, "teacher": encoder.teacher, "encoder": True, "m": space.m, "unet_evals": fitted.unet_evals}
         rows.append(head | {"id_other": scored["id_other"], "id_other_se": scored["id_other_se"], "no_face": scored["id_other_no_face"]})
         print(rows[-1], flush=True)
     return rows

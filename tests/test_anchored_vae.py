@@ -117,7 +117,7 @@ def test_an_encoder_explains_held_out_people_better_than_the_mean_does(
     again = PhotoEncoder.load(tmp_path / "encoder.safetensors")
     about = photos.described["person-0"]
     assert close(again(about), encoder(about)) and again(about).shape == (2, 6)
-    assert again.people == photos.latents.keys()
+    assert again.people == photos.latents.keys() and again.teacher == "photos"
     again.check(space)
     with pytest.raises(W2WError, match="another space"):
         again.check(space.truncate(5))

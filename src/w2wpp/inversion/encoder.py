@@ -32,10 +32,11 @@ class PhotoEncoder(nn.Module):
     scale: Tensor  # [f]
     space: Tensor  # the fingerprint of the space that the points lie in
     people: frozenset[str]  # whose photos it learned from; empty if that is not known
+    teacher: str  # of `inversion.person_photos`; empty if that is not known
 
     def __init__(self, features: int, m: int, hidden: int) -> None:
         super().__init__()
-        self.features, self.m, self.hidden, self.people = features, m, hidden, frozenset()
+        self.features, self.m, self.hidden, self.people, self.teacher = features, m, hidden, frozenset(), ""
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("space", torch.zeros(0))
@@ -70,7 +71,7 @@ class PhotoEncoder(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the encoder as one safetensors file."""
         config = [self.features, self.m, self.hidden]
-        about = {"format": FORMAT, "config": json.dumps(config), "people": json.dumps(sorted(self.people))}
+        about = {"format": FORMAT, "config": json.dumps(config), "people": json.dumps(sorted(self.people)), "teacher": self.teacher}
         write_checked(path, self.state_dict(), about)
 
     @classmethod
@@ -93,6 +94,7 @@ class PhotoEncoder(nn.Module):
         try:
             encoder = cls(*json.loads(about["config"]))
             encoder.space, encoder.people = tensors["space"], frozenset(json.loads(about.get("people", "[]")))
+            encoder.teacher = about.get("teacher", "")
             encoder.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise W2WError(f"{path} does not hold what its header says ({str(error).splitlines()[0]}). Train it again.") from error

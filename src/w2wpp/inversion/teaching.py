@@ -67,7 +67,7 @@ def fit_encoder(
         encoder.linear.bias.data += ridge.centre
     history = _descend(_Bound(space, encoder, photos, options), {"encoder": (encoder, options.lr)}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
-    encoder.space, encoder.people = fingerprint(space), frozenset([*train, *held_out])
+    encoder.space, encoder.people, encoder.teacher = fingerprint(space), frozenset([*train, *held_out]), photos.teacher
     return encoder, history
 
 
@@ -100,7 +100,7 @@ def fit_with_decoder(
             moved, mean, factor = taught.recentred(encoder(torch.cat([photos.described[person] for person in train])))
             encoder.recentre(mean, factor)
         taught = moved.compacted(read_from(space, encoder, photos, photos.taught, train, held_out) if photos.taught else None)
-    encoder.space, encoder.people = fingerprint(taught), frozenset([*train, *held_out])
+    encoder.space, encoder.people, encoder.teacher = fingerprint(taught), frozenset([*train, *held_out]), photos.teacher
     return taught, encoder, history
 
 
