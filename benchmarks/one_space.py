@@ -66,7 +66,7 @@ def main() -> None:
     found: dict[str, Any] = {
         **kept,
         "split": args.split,
-        "command": command_line(),
+        "pictures": args.pictures,
         "versions": versions(),
         "machine": machine(),
         "seed": 0,
@@ -77,10 +77,11 @@ def main() -> None:
         found["reconstruction"] = reconstruction(
             base, space, encoder, WeightDataset.load(args.dataset), data, faces, args.people, args.pictures
         )
+        found["reconstruction"]["command"] = command_line()
         print(found["reconstruction"], flush=True)
     if "inversion" in parts:
         subjects = Subjects.of(faces, args.split, None)
-        found["n"] = len(subjects.people[: args.people or None])
+        found |= {"n": len(subjects.people[: args.people or None]), "command": command_line()}
         found["inversion"] = [
             row
             for space, encoder in pairs

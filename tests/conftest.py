@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="w2wpp-tests-")  # what is remembered of files stays out of the home
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: no test asks the network
@@ -26,6 +27,8 @@ from w2wpp.base.model import BaseModel
 from w2wpp.cli import main
 from w2wpp.common.files import write_text
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.images import write_image
 
@@ -67,6 +70,26 @@ def base(pico: Path) -> BaseModel:
 def layout(base: BaseModel) -> Layout:
     """The default adapter of the pico pipeline: rank 1 on to_q and to_v, d = 1,344."""
     return Layout.of(base.pipeline.unet)
+
+
+@pytest.fixture(scope="session")
+def bent_weights(layout: Layout) -> Tensor:
+    """Sixty adapters with five strong directions, bent: the second is the square of the first."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(60, 5, generator=draw)
+    z[:, 1] = z[:, 0].square() - 1
+    directions = torch.randn(5, layout.d, generator=draw)
+    return initial_weights(layout) + 0.05 * (z @ directions + 0.3 * torch.randn(60, layout.d, generator=draw))
+
+
+@pytest.fixture(scope="session")
+def described_photos(base: BaseModel) -> PersonPhotos:
+    """Twenty people whose latents are a linear map of their description."""
+    draw = torch.Generator().manual_seed(1)
+    lift = torch.randn(6, base.latent_shape[0] * base.latent_shape[1] * base.latent_shape[2], generator=draw)
+    described: Mapping[str, Tensor] = {f"person-{i}": torch.randn(2, 6, generator=draw) for i in range(20)}
+    latents = {person: (about @ lift / 6**0.5).unflatten(1, base.latent_shape) for person, about in described.items()}
+    return PersonPhotos(base, latents, described, base.encode_text(["photo of sks person"]).float())
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from w2wpp.cli.fitting import fit
 from w2wpp.cli.help import OUTPUT, verb
 from w2wpp.cli.options import RUNS, Base, BasePrecision, Dataset, Device, DryRun, InPrecision, Json, Out, Prompt, Runs, Seed, SpaceFile
 from w2wpp.common.errors import W2WError
+from w2wpp.common.files import apart
 
 TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
 TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
@@ -27,8 +28,8 @@ Loudness = Annotated[
     typer.Option(
         "--loudness",
         min=0,
-        help="With adapters as teachers: how far a person's point leads from the mean adapter; 1 is as far as the descriptions of faces "
-        "foretell, which is less than adapters lie apart.",
+        help="With adapters as teachers: how far people's points lead from the mean adapter. Descriptions of faces predict 1 times, "
+        "which is less than adapters lie apart.",
         show_default="2.5",
     ),
 ]
@@ -93,11 +94,12 @@ def fit_anchored(
     --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
     """
     given, reads = locals(), ("dataset", "faces", "base")
-    for option, written in (("--encoder", encoder), ("--checkpoint", checkpoint)):
-        if written:
-            from w2wpp.common.files import apart
-
-            apart(written, *inputs_of(given, reads), out, option=option)
+    if encoder:
+        apart(encoder, *inputs_of(given, reads), out, option="--encoder")
+    if checkpoint:
+        apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
+        if faces is None:
+            raise W2WError("--checkpoint was given without --faces: it is of training on photos. Leave it out.")
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
         if (faces is None) != (encoder is None):
             raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
@@ -111,10 +113,8 @@ def fit_anchored(
         space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": space.history}
         if photos and encoder:
-            from w2wpp.inversion.teaching import fit_with_decoder
-
             how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
-            space, fitted, trained = fit_with_decoder(space, photos, how, checkpoint)
+            space, fitted, trained = w2w.fit_with_decoder(space, photos, how, checkpoint)
             fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
         space.save(job.out)
@@ -148,7 +148,10 @@ def fit_encoder(
     as_json: Json = False,
 ) -> None:
     """Train an encoder for a space: from a photo to a point in one pass, as a model or as a start for inversion."""
-    with run("fit-encoder", locals(), "encoder.safetensors", stored=True) as job:
+    given = locals()
+    if checkpoint:
+        apart(checkpoint, *inputs_of(given), out, option="--checkpoint")
+    with run("fit-encoder", given, "encoder.safetensors", stored=True) as job:
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
         photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data, loudness)

@@ -34,8 +34,8 @@ ENDS = ("", " smiling")  # of the captions that are taught
 # were trained to leave alone.
 NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
 
-# A description says little of what one adapter does, so what it predicts is nearer to the mean than any person is. Teachers that are
-# louder than adapters are make up for it. Chosen on val people by the score of pictures (docs/research/second-edition.md).
+# Predictions from descriptions lie closer to the mean adapter than adapters do; louder teachers make up for it. Chosen on val people by
+# the score of pictures (docs/research/second-edition.md).
 LOUDNESS = 2.5
 
 
@@ -45,7 +45,7 @@ class OwnAdapters:
 
     dataset: WeightDataset
     rows: Mapping[str, list[int]]  # person -> positions in the dataset
-    loudness: float = 1.0  # what they teach: this times what they predict beyond the mean of all, and that
+    loudness: float = 1.0  # they teach what the mean adapter predicts, plus this times the difference of what they predict
 
     @classmethod
     def of(cls, dataset: WeightDataset, people: Sequence[str], loudness: float = 1.0) -> "OwnAdapters":
@@ -81,6 +81,7 @@ class PersonPhotos:
     contexts: Tensor  # [c, tokens, width], of the adapters' prompt, the same with " smiling", the empty caption, the class
     named: Mapping[str, Tensor] = field(default_factory=dict)  # person -> [2, tokens, width], their name's captions; for `names`
     taught: OwnAdapters | None = None  # for `adapters`
+    prompt: str = ""  # of the first context
 
     @classmethod
     def of(
@@ -120,7 +121,7 @@ class PersonPhotos:
             captions = [*(prompt + end for end in ENDS), ""]
         if dataset is not None and taught:
             captions.append(dataset.meta.get("adapters", {}).get("prior_prompt", ""))
-        return cls(base, latents, described, base.encode_text(captions).float(), named, taught)
+        return cls(base, latents, described, base.encode_text(captions).float(), named, taught, prompt)
 
     @property
     def teacher(self) -> str:

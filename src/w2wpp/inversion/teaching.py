@@ -21,7 +21,7 @@ from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.inversion.regressed import follow, read_from, regressed, regression
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace
 from w2wpp.spaces.base import Space
@@ -39,11 +39,11 @@ class EncoderOptions:
     steps: int = 900  # of Adam
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step
-    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
-    directions_lr: float = 4e-3  # the same of a decoder's directions, as a share of their size; where adapters teach
+    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0. A tenth of it where training begins at a regression
+    directions_lr: float = 4e-3  # the same of a decoder's directions, as a share of their size, where it begins so
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
-    measured: int = 5  # times that held-out people's loss is taken; the best is kept
+    measured: int = 10  # times that held-out people's loss is taken; the best is kept
     seed: int = 0
 
 
@@ -54,18 +54,23 @@ def fit_encoder(
 
     One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
     the people is held out and says which step is kept. checkpoint: a file where training goes on if it was interrupted.
+    Where adapters teach, it begins at the regression of their points on descriptions, or at that times their loudness.
     Returns the encoder, and its history: the loss and its parts on train and held-out people, one row per measurement.
-    Raises W2WError for too few people, or a loss that is not a number.
+    Raises W2WError for too few people, no steps where training begins at nothing, or a loss that is not a number.
     """
     space = space.to(photos.base.device)
     space.check(space.layout, photos.base.id, f"base {photos.base.source}")
-    train, held_out = _split(sorted(photos.latents), options.seed)
+    own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, space, options)
-    if photos.taught:
-        ridge = regression(encoder, photos, photos.taught, train, space.encode)
-        follow(encoder, ridge, photos.taught.loudness * ridge.slope.T)
-        encoder.linear.bias.data += ridge.centre
-    history = _descend(_Bound(space, encoder, photos, options), {"encoder": (encoder, options.lr)}, train, held_out, checkpoint)
+    bound = _Bound(space, encoder, photos, options)
+    if own:
+        ridge, losses = regression(encoder, photos, own, train, space.encode), {}
+        for loudness in (own.loudness, 1.0):  # the points of a space that adapters taught are as loud as they
+            follow(encoder, ridge, loudness * ridge.slope.T, ridge.centre)
+            losses[loudness] = bound.measure(held_out)["loss"]
+        follow(encoder, ridge, min(losses, key=lambda loudness: losses[loudness]) * ridge.slope.T, ridge.centre)
+    rate = options.lr / 10 if own else options.lr
+    history = _descend(bound, {"encoder": (encoder, rate)}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
     encoder.space, encoder.people, encoder.teacher = fingerprint(space), frozenset([*train, *held_out]), photos.teacher
     return encoder, history
@@ -78,30 +83,42 @@ def fit_with_decoder(
 
     Where adapters teach, the decoder begins at the regression of them on descriptions, and its directions are trained too.
     Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is then what
-    they foretell of the points of their people's photos; with other teachers it is the posterior of its linear part alone,
+    they predict of the points of their people's photos; with other teachers it is the posterior of its linear part alone,
     which shrinks much.
     Returns the space, its encoder and their history. Raises W2WError as `fit_encoder`, and for a space of another kind.
     """
     if not isinstance(space, AnchoredVaeSpace):
         raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
-    taught = deepcopy(space).to(photos.base.device)
-    taught.check(taught.layout, photos.base.id, f"base {photos.base.source}")
-    train, held_out = _split(sorted(photos.latents), options.seed)
-    encoder = _untrained(photos, train, taught, options)
-    if photos.taught:
-        taught = regressed(taught, encoder, photos, photos.taught, train)
-        parts = {"decoder": (taught.decoder_residual, options.lr), **taught.freed(options.directions_lr)}
+    learner = deepcopy(space).to(photos.base.device)
+    learner.check(learner.layout, photos.base.id, f"base {photos.base.source}")
+    own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
+    encoder = _untrained(photos, train, learner, options)
+    if own:
+        learner, rate = regressed(learner, encoder, photos, own, train), options.lr / 10
+        parts = {"decoder": (learner.decoder_residual, rate), **learner.freed(options.directions_lr)}
     else:
-        parts = {"decoder": (nn.ModuleList([taught.decoder, taught.decoder_residual]), options.lr)}
-    history = _descend(_Bound(taught, encoder, photos, options), {"encoder": (encoder, options.lr), **parts}, train, held_out, checkpoint)
+        rate = options.lr
+        parts = {"decoder": (nn.ModuleList([learner.decoder, learner.decoder_residual]), rate)}
+    history = _descend(_Bound(learner, encoder, photos, options), {"encoder": (encoder, rate), **parts}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
-    if history["kept_step"] or photos.taught:
+    if history["kept_step"] or own:
         with torch.no_grad():
-            moved, mean, factor = taught.recentred(encoder(torch.cat([photos.described[person] for person in train])))
+            moved, mean, factor = learner.recentred(encoder(torch.cat([photos.described[person] for person in train])))
             encoder.recentre(mean, factor)
-        taught = moved.compacted(read_from(space, encoder, photos, photos.taught, train, held_out) if photos.taught else None)
-    encoder.space, encoder.people, encoder.teacher = fingerprint(taught), frozenset([*train, *held_out]), photos.teacher
-    return taught, encoder, history
+        learner = moved.compacted(read_from(space, encoder, photos, own, train, held_out) if own else None)
+    encoder.space, encoder.people, encoder.teacher = fingerprint(learner), frozenset([*train, *held_out]), photos.teacher
+    return learner, encoder, history
+
+
+def _beginning(space: Space, photos: PersonPhotos, options: EncoderOptions) -> OwnAdapters | None:
+    """The adapters at whose regression training begins: those that teach, if they are of the space's layout.
+
+    Raises W2WError if there are none and no step is taken.
+    """
+    own = photos.taught if photos.taught and photos.taught.dataset.layout == space.layout else None
+    if not options.steps and not own:
+        raise W2WError(f"0 steps leave an encoder that {photos.teacher} teach at z = 0 for every photo. Give --encoder-steps.")
+    return own
 
 
 def _split(people: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
@@ -137,7 +154,7 @@ def _descend(
     optimiser = torch.optim.Adam([{"params": mine} for mine in parameters])
     schedule = one_cycle(optimiser, rates, options.steps, 0.1)
     record = _Record({name: part for name, (part, _) in trained.items()})
-    record.training = f"{options} {bound.photos.teacher} {bound.photos.base.id} {checksum(record.flat(), {'people': ' '.join(train)})}"
+    record.training = _training(bound, train)
     width = nn.ParameterList([bound.log_variance])
     state: dict[str, Stateful] = {"record": record, "optimiser": optimiser, "schedule": schedule, "width": width, **record.parts}
     first = load_checkpoint(checkpoint, state) if checkpoint else 0
@@ -164,6 +181,14 @@ def _descend(
     return record.restored()
 
 
+def _training(bound: "_Bound", people: Sequence[str]) -> str:
+    """Which training this is. No number that was computed takes part: its last bits are not the same with other threads."""
+    photos, own = bound.photos, bound.photos.taught
+    teacher = f"{photos.teacher} {own.loudness} {own.dataset.fingerprint}" if own else photos.teacher
+    who = checksum({}, {"people": " ".join(people)})
+    return f"{bound.options} {teacher} {photos.prompt!r} {photos.base.id} {bound.space.kind} {bound.space.m} {who}"
+
+
 class _Record:
     """Losses on the way, and the parts as they were at the measurement with the lowest loss of held-out people."""
 
@@ -180,14 +205,10 @@ class _Record:
         if train is not None:
             self.history["train"].append(train)
         if not held_out["loss"] < math.inf:
-            raise W2WError(f"training diverged at step {step}: its loss is not a number. Lower its rate (EncoderOptions.lr).")
+            raise W2WError(f"the loss is not a number after {step} steps. Lower the rate (EncoderOptions.lr), or --loudness.")
         if held_out["loss"] < self.best:
             self.best, self.kept_step = held_out["loss"], step
             self.states = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in self.parts.items()}
-
-    def flat(self) -> dict[str, Tensor]:
-        """Every number of the parts, by one name each."""
-        return {f"{name}.{key}": value for name, part in self.parts.items() for key, value in part.state_dict().items()}
 
     def restored(self) -> dict[str, Any]:
         """Bring the parts back to the best measurement; returns the history."""

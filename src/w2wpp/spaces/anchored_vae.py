@@ -151,7 +151,7 @@ class AnchoredVaeSpace(Space):
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN.
 
         After training on photos (`inversion.teaching`) z was chosen for photos. Where adapters taught, this is the point of their
-        person's photos that they foretell. With another teacher adapters lie mostly outside of what the decoder reaches.
+        person's photos that they predict. With another teacher adapters lie mostly outside of what the decoder reaches.
         """
         return self.posterior(self.whiten(weights))[0]
 
@@ -193,7 +193,9 @@ class AnchoredVaeSpace(Space):
         Its directions need not be orthogonal, so its `encode` has no meaning until it is `compacted`.
         """
         rest = (self.decoder.weight.data * self.spread[:, None]).T[: self.m - len(directions)] @ self.basis.float()
-        space = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=self.m)).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options.seed)
+            space = AnchoredVaeSpace(self.layout, self.base_id, replace(self.options, components=self.m)).to(self.device)
         space.prompting, space.history, space.log_sigma = self.prompting, self.history, self.log_sigma
         space.mean, space.scale = self.mean + centre.to(self.mean) * self.scale, self.scale
         space.basis = torch.cat([directions.to(rest), rest])
@@ -204,7 +206,7 @@ class AnchoredVaeSpace(Space):
         return space.frozen()
 
     def freed(self, rate: float) -> dict[str, tuple[nn.Module, float]]:
-        """Its directions and its mean as parameters to train, each with `rate` times the directions' size."""
+        """Its directions and its mean as parameters, each with its rate of training: `rate` times the directions' size."""
         size = rate * float(self.basis.square().mean().sqrt())
         self.basis, self.mean = nn.Parameter(self.basis.float()), nn.Parameter(self.mean)
         return {
@@ -215,7 +217,8 @@ class AnchoredVaeSpace(Space):
     def compacted(self, reading: Reading | None = None) -> "AnchoredVaeSpace":
         """The same decoder on no more components than it reaches, m + hidden + 1: a smaller file.
 
-        reading: its `encode`, which takes m components more; without one `encode` follows the decoder.
+        reading: its `encode`, which takes m components more; without one `encode` follows the decoder. Variances of the
+        posterior follow the decoder in both cases.
         """
         linear: Any = self.decoder
         last: Any = self.decoder_residual[-1]
