@@ -7,7 +7,7 @@ The adapters may be made here first, with the options of the dataset's own: --tr
 Reconstruction: adapters of people whom no space has seen, from half of their photos (`w2w adapters train FACES --split val`).
 Each way in gives a point; what it decodes to draws pictures; they are scored against the other half of the photos. Ways: `encode`
 of the space, the encoder of photos on what the adapter draws, and that refined; PCA's own; and the adapter as it is.
-Inversion: each --pair SPACE:ENCODER on one photo of each person, from the encoder alone and after 40 evaluations.
+Inversion: each --pair SPACE:ENCODER on one photo of each person, from the encoder alone; the first one also after 40 evaluations.
 Writes docs/results/one_space.json. A second run with --part goes on with the part it names and keeps the others.
 """
 
@@ -84,8 +84,8 @@ def main() -> None:
         found |= {"n": len(subjects.people[: args.people or None]), "command": command_line()}
         found["inversion"] = [
             row
-            for space, encoder in pairs
-            for row in inversion(base, Space.load(space), PhotoEncoder.load(encoder), subjects, args.people, args.pictures)
+            for i, (space, encoder) in enumerate(pairs)
+            for row in inversion(base, Space.load(space), PhotoEncoder.load(encoder), subjects, args, refined=i == 0)
         ]
     write_json(RESULTS, found)
 
@@ -125,13 +125,15 @@ def reconstruction(
     return scored
 
 
-def inversion(base: BaseModel, space: Space, encoder: PhotoEncoder, subjects: Subjects, people: int, pictures: int) -> list[dict[str, Any]]:
-    """One photo of each person in, from the encoder alone and after 40 evaluations: rows of the results."""
-    chosen, held_out = subjects.people[: people or None], subjects.held_out[: people or None]
+def inversion(
+    base: BaseModel, space: Space, encoder: PhotoEncoder, subjects: Subjects, args: argparse.Namespace, refined: bool
+) -> list[dict[str, Any]]:
+    """One photo of each person in, from the encoder alone and, if asked, after 40 evaluations: rows of the results."""
+    chosen, held_out = subjects.people[: args.people or None], subjects.held_out[: args.people or None]
     rows = []
-    for how in (None, REFINED):
+    for how in (None, REFINED) if refined else (None,):
         fitted = inverted(base, space, chosen, how, encoder)
-        drawn = generate_for(base, space.layout, fitted.weights, [subject.person for subject in chosen], PROMPT, pictures)
+        drawn = generate_for(base, space.layout, fitted.weights, [subject.person for subject in chosen], PROMPT, args.pictures)
         scored = summary("id_other", [embed_pictures(row) for row in drawn], held_out)
         head = {"space": space.kind, "teacher": encoder.teacher, "encoder": True, "m": space.m, "unet_evals": fitted.unet_evals}
         rows.append(head | {"id_other": scored["id_other"], "id_other_se": scored["id_other_se"], "no_face": scored["id_other_no_face"]})

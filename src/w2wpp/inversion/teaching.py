@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class EncoderOptions:
     steps: int = 900  # of Adam
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step
-    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0. A tenth of it where training begins at a regression
+    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0. A hundredth of it where training begins at a regression
     directions_lr: float = 4e-3  # the same of a decoder's directions, as a share of their size, where it begins so
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
@@ -69,7 +69,7 @@ def fit_encoder(
             follow(encoder, ridge, loudness * ridge.slope.T, ridge.centre)
             losses[loudness] = bound.measure(held_out)["loss"]
         follow(encoder, ridge, min(losses, key=lambda loudness: losses[loudness]) * ridge.slope.T, ridge.centre)
-    rate = options.lr / 10 if own else options.lr
+    rate = options.lr / 100 if own else options.lr
     history = _descend(bound, {"encoder": (encoder, rate)}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
     encoder.space, encoder.people, encoder.teacher = fingerprint(space), frozenset([*train, *held_out]), photos.teacher
@@ -81,7 +81,7 @@ def fit_with_decoder(
 ) -> tuple[AnchoredVaeSpace, PhotoEncoder, dict[str, Any]]:
     """Train the decoder of an anchored VAE together with an encoder, as `fit_encoder`; the space that is given stays as it is.
 
-    Where adapters teach, the decoder begins at the regression of them on descriptions, and its directions are trained too.
+    Where adapters teach, encoder and decoder begin at the regression of them on descriptions, and the decoder's directions are trained.
     Coordinates of z are chosen in which these people's points are N(0, I). The new space's `encode` of adapters is then what
     they predict of the points of their people's photos; with other teachers it is the posterior of its linear part alone,
     which shrinks much.
@@ -93,13 +93,16 @@ def fit_with_decoder(
     learner.check(learner.layout, photos.base.id, f"base {photos.base.source}")
     own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, learner, options)
-    if own:
-        learner, rate = regressed(learner, encoder, photos, own, train), options.lr / 10
-        parts = {"decoder": (learner.decoder_residual, rate), **learner.freed(options.directions_lr)}
+    if own:  # networks beside the directions, at rates of 0.002 and 0.0002, made people held out worse
+        learner = regressed(learner, encoder, photos, own, train)
+        parts = learner.freed(options.directions_lr)
+        encoder.requires_grad_(False)
+        # In white coordinates noise on descriptions is largest where they vary least, and drowned what was to be learned.
+        options = replace(options, jitter=0.0)
     else:
-        rate = options.lr
-        parts = {"decoder": (nn.ModuleList([learner.decoder, learner.decoder_residual]), rate)}
-    history = _descend(_Bound(learner, encoder, photos, options), {"encoder": (encoder, rate), **parts}, train, held_out, checkpoint)
+        decoder = nn.ModuleList([learner.decoder, learner.decoder_residual])
+        parts = {"encoder": (encoder, options.lr), "decoder": (decoder, options.lr)}
+    history = _descend(_Bound(learner, encoder, photos, options), parts, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
     if history["kept_step"] or own:
         with torch.no_grad():
