@@ -11,7 +11,6 @@ from w2wpp.cli.fitting import fit
 from w2wpp.cli.help import OUTPUT, verb
 from w2wpp.cli.options import RUNS, Base, BasePrecision, Dataset, Device, DryRun, InPrecision, Json, Out, Prompt, Runs, Seed, SpaceFile
 from w2wpp.common.errors import W2WError
-from w2wpp.common.files import apart
 
 TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
 TrainSplit = Annotated[str, typer.Option("--split", help="Whose photos to train on; everyone's if empty.")]
@@ -94,6 +93,8 @@ def fit_anchored(
     --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
     """
     given, reads = locals(), ("dataset", "faces", "base")
+    from w2wpp.common.files import apart
+
     if encoder:
         apart(encoder, *inputs_of(given, reads), out, option="--encoder")
     if checkpoint:
@@ -149,6 +150,8 @@ def fit_encoder(
 ) -> None:
     """Train an encoder for a space: from a photo to a point in one pass, as a model or as a start for inversion."""
     given = locals()
+    from w2wpp.common.files import apart
+
     if checkpoint:
         apart(checkpoint, *inputs_of(given), out, option="--checkpoint")
     with run("fit-encoder", given, "encoder.safetensors", stored=True) as job:
