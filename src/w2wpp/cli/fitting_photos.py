@@ -27,8 +27,8 @@ Loudness = Annotated[
     typer.Option(
         "--loudness",
         min=0,
-        help="With adapters as teachers: how far people's points lead from the mean adapter. Descriptions of faces predict 1 times, "
-        "which is less than adapters lie apart.",
+        help="With adapters as teachers: how far people's points lead from the mean adapter; 1 is as far as descriptions of faces "
+        "predict, which is nearer than adapters lie.",
         show_default="2.5",
     ),
 ]

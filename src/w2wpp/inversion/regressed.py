@@ -11,7 +11,7 @@ from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace, Reading
 from w2wpp.spaces.regression import Ridge
 
-LARGEST = 4.0
+LARGEST = 4.0  # enlargement of what a ridge reads from adapters
 
 
 def regression(
