@@ -7,13 +7,7 @@ checksum of its bytes, so that one that was replaced is seen.
 
 import hashlib
 import json
-import os
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +18,7 @@ import cv2
 from w2wpp.common.errors import Unreached, W2WError
 from w2wpp.common.files import apart, write_text
 from w2wpp.common.locks import owned
+from w2wpp.common.processes import in_processes
 from w2wpp.common.progress import track
 from w2wpp.common.storage import Address, here, place
 from w2wpp.common.tables import rows_by
@@ -142,8 +137,9 @@ def align_photos(
         write_text(out / INDEX, "".join(json.dumps(line) + "\n" for line in kept))
         for file in done.stale:  # behind the index, which no longer names them
             file.unlink(missing_ok=True)
+        made = in_processes(partial(_align_one, out=out, size=size), todo, "photos", processes)
         with (out / INDEX).open("a", encoding="utf-8") as index:
-            for line in track(_align_all(todo, out, size, processes), "align", "photos", total=len(todo)):
+            for line in track(made, "align", "photos", total=len(todo)):
                 line["labels"] = (known or {}).get((line["person"], line["photo"]), {})
                 index.write(json.dumps(line) + "\n")
                 index.flush()
@@ -228,31 +224,6 @@ def labels_of(path: str | Path, found: Found) -> dict[tuple[str, str], dict[str,
             raise W2WError(f"{told}. All photos of a person belong in one split.")
         labels[person, photos[file].name] = {key: value for key, value in row.cells.items() if key != "identity"}
     return labels
-
-
-def _align_all(todo: list[Photo], out: Path, size: int, processes: int | None) -> Iterator[dict[str, Any]]:
-    work = partial(_align_one, out=out, size=size)
-    workers = min(processes or os.cpu_count() or 1, max(1, len(todo) // 32))
-    if workers == 1:
-        yield from map(work, todo)
-        return
-    try:
-        with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-            yield from pool.map(work, todo, chunksize=16)
-    except BrokenProcessPool as error:
-        raise W2WError("a process that aligned photos was killed, perhaps for memory. Run it again with fewer --processes.") from error
-
-
-def _begin_worker(parent: int) -> None:
-    """One thread of OpenCV's in each worker, and none that outlives a parent that was killed."""
-    cv2.setNumThreads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _align_one(photo: Photo, *, out: Path, size: int) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_checked, write_checked
+from w2wpp.common.processes import in_processes
 from w2wpp.common.progress import track
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.decoding import picture_bytes
@@ -42,18 +45,28 @@ def face_models() -> Path:
 
 def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
-    models = face_models()
+    face_models()  # here, and not first in another process
+    described = in_processes(_described, images, "photos")
+    return np.stack(list(track(described, "describe faces", "photos", total=len(images))))
+
+
+def _described(image: Image) -> NDArray[np.float32]:
     import dlib
 
+    landmarks, network = _networks()
+    enlarged = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    chip = dlib.get_face_chip(enlarged, landmarks(enlarged, dlib.rectangle(*FACE_BOX)), CHIP_SIDE, CHIP_PADDING)
+    return np.asarray(network.compute_face_descriptor(chip), dtype=np.float32)
+
+
+@cache
+def _networks() -> tuple[Any, Any]:
+    """dlib's landmark model and its ResNet, once in a process."""
+    import dlib
+
+    models = face_models()
     landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
-    network = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
-    box = dlib.rectangle(*FACE_BOX)
-    described = []
-    for image in track(images, "describe faces", "photos", total=len(images)):
-        enlarged = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        chip = dlib.get_face_chip(enlarged, landmarks(enlarged, box), CHIP_SIDE, CHIP_PADDING)
-        described.append(np.asarray(network.compute_face_descriptor(chip), dtype=np.float32))
-    return np.stack(described)
+    return landmarks, dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
 
 
 def mean_descriptions(people: Sequence[Sequence[Image]]) -> Tensor:
