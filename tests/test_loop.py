@@ -119,11 +119,17 @@ def same_in_peft(base: BaseModel, pico: Path, folder: Path) -> float:
 
 def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, dataset: Path) -> None:
     photo = write_faces(tmp_path / "faces", {"Ada": 1}) / "Ada" / "0.png"
-    small = {"m": 4, "vae_widths": (16,), "vae_epochs": 2, "people": 2, "pictures": 2, "strip": 3, "inversion_steps": 2, "scored": 1}
+    small = {"m": 4, "components": 6, "people": 2, "pictures": 2, "strip": 3, "found": 2, "inversion_steps": 2, "scored": 1}
     options = DemoOptions(base=str(pico), dataset=str(dataset), space="", photo=photo, align_photo=False, device="cpu", **small)  # type: ignore[arg-type]
     results = run_demo(options, tmp_path / "demo")
     html = results["report"].read_text()
-    assert html.count("data:image/png;base64,") == 5  # two draws, a strip, reconstructions, inversions
-    assert html.count("<svg") == 2  # reconstruction and KL
+    titles = [section["title"] for section in results["sections"]]
+    assert [title.split(",")[0] for title in titles] == [
+        "New people", "From one person to another", "Adapters", "One attribute changed", "Who is near", "From one photo to a model"
+    ]  # fmt: skip
+    shown = sum(len(section.get("figures", [])) for section in results["sections"])
+    assert html.count("data:image/png;base64,") == shown >= 6
     assert 'src="http' not in html and 'href="http' not in html
-    assert set(results["scores"]) == {"base", "PCA-w2w", "VAE-w2w"}
+    assert set(results["scores"]) == {"base", "PCA-w2w", "the one space"}
+    nearest = next(section for section in results["sections"] if section["title"] == "Who is near")
+    assert sum(name in nearest["text"] for name in WeightDataset.load(dataset).ids) >= 2

@@ -1,4 +1,4 @@
-"""The whole loop in one function: fit two spaces beside the embedded one, sample, interpolate, reconstruct, invert, score, report."""
+"""The whole loop in one function: what the one space does (sample, interpolate, reconstruct, edit, find, invert), beside PCA; a report."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json
 from w2wpp.common.runs import command_line
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.evaluation.collapse import collapse
 from w2wpp.evaluation.id_score import id_score
 from w2wpp.exchange.formats.peft import write_peft
 from w2wpp.inversion.encoder import PhotoEncoder
@@ -26,12 +25,15 @@ from w2wpp.photos.descriptors import face_models
 from w2wpp.photos.images import Image, grid, write_image, write_rows
 from w2wpp.report.figures import enlarge
 from w2wpp.report.html import table1_rows, write_report
+from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import Space
+from w2wpp.spaces.edits import edit, encode_rows, telling_directions
 from w2wpp.spaces.pca import PcaSpace
-from w2wpp.spaces.points import interpolate
+from w2wpp.spaces.points import interpolate, nearest
 from w2wpp.spaces.reconstruct import reconstruct
-from w2wpp.spaces.vae import VaeSpace
-from w2wpp.spaces.vae_options import VaeOptions
+
+SIDE = 192  # pixels, at least, of each picture in the report
+STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the edits
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,31 @@ class DemoOptions:
 
     base: str = "tiny-faces"
     dataset: str = "tiny-faces"
-    space: str = "tiny-faces"  # a trained anchored VAE over the dataset, and its encoder; none if empty
+    space: str = "tiny-faces"  # a trained anchored VAE over the dataset, and its encoder; one is fitted here, without an encoder, if empty
     photo: Path | None = None  # to invert; the astronaut of scikit-image (NASA, public domain) if None
     align_photo: bool = True
     table: Path | None = None  # a table1.json by `w2w evaluate`, to show in the report as well
     prompt: str = "photo of sks person"
     m: int = 128
-    vae_widths: tuple[int, ...] = (1024, 512, 256)
-    vae_epochs: int = 12
+    components: int = 1024  # of an anchored VAE that is fitted here
     people: int = 6  # reconstructed
     pictures: int = 5  # of each drawn model
     strip: int = 7  # pictures in the interpolation
-    inversion_steps: int = 400
+    attributes: int = 2  # edited
+    found: int = 3  # nearest people shown for each drawn model
+    inversion_steps: int = 400  # in PCA, as published
     scored: int = 8  # pictures of the inverted model that are scored
     seed: int = 0
     device: str = "auto"
 
 
 def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """Run the loop; write both spaces, pictures, the inverted adapter and report.html to `folder`; return the results.
+    """Run the loop; write PCA's space, pictures, the inverted adapters and report.html to `folder`; return the results.
 
     Raises W2WError with a trained space and without the extra that its encoder needs, and for a `table` that is none.
     """
     if options.space:
-        face_models()  # now, and not when all spaces are fitted
+        face_models()  # now, and not when pictures have been drawn
     table1 = read_json(options.table) if options.table else {}
     if table1 and not {"rows", "command", "split"} <= table1.keys():
         raise W2WError(f"{options.table} is no table by `w2w evaluate`. Give its table1.json.")
@@ -71,15 +74,14 @@ def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     base = BaseModel.load(options.base, options.device)
     dataset = WeightDataset.from_pretrained(options.dataset)
-    pca, vae, fitted = fit_both(dataset, options, folder)
-    spaces: dict[str, Space] = {"PCA-w2w": pca, "VAE-w2w": vae}
-    if options.space:
-        spaces["anchored VAE"] = Space.from_pretrained(options.space, device=base.device)
+    spaces = both_spaces(dataset, options, base, folder)
+    space, z = spaces["the one space"], encode_rows(spaces["the one space"], dataset)
     sections = [
-        fitted,
         drawn(base, spaces, options, folder),
-        walked(base, list(spaces.values())[-1], options, folder),
-        rebuilt(base, dataset, {"PCA-w2w": pca, "VAE-w2w": vae}, options, folder),
+        walked(base, space, dataset, z, options, folder),
+        rebuilt(base, dataset, spaces, options, folder),
+        edited(base, space, dataset, z, options, folder),
+        found_near(base, space, dataset, z, options, folder),
     ]
     inversion, scores = inverted(base, spaces, options, folder)
     sections.append(inversion)
@@ -99,30 +101,15 @@ def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     return {**results, "report": write_report(folder, results)}
 
 
-def fit_both(dataset: WeightDataset, options: DemoOptions, folder: Path) -> tuple[PcaSpace, VaeSpace, dict[str, Any]]:
-    """Fit PCA-w2w and VAE-w2w at the same m, and say what each keeps."""
+def both_spaces(dataset: WeightDataset, options: DemoOptions, base: BaseModel, folder: Path) -> dict[str, Space]:
+    """PCA, fitted here, and the anchored VAE that does everything: the trained one, or one fitted here without photos."""
     m = min(options.m, len(dataset) - 1)
     pca = PcaSpace.fit(dataset, m=m)
-    vae = VaeSpace.fit(
-        dataset, VaeOptions(m=m, widths=options.vae_widths, epochs=options.vae_epochs, seed=options.seed), device=options.device
-    )
     pca.save(folder / "pca.safetensors")
-    vae.save(folder / "vae.safetensors")
-    found = collapse(vae, dataset.rows())
-    text = (
-        f"With m = {m}, PCA-w2w keeps {float(pca.explained_variance_ratio.sum()):.0%} of the standardised variance. Of the VAE's "
-        f"latents {found['active_units']} are active, and what it rebuilds has {found['decoded_spread_ratio']:.0%} of the data's: "
-        "near 0% means that it answers with little more than the mean adapter."
-    )
-    return pca, vae, {"title": "Spaces over the same adapters", "text": text, "curves": vae_curves(vae.history), "collapse": found}
-
-
-def vae_curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The VAE's reconstruction and KL by epoch, train and validation, as a report's curves."""
-    return [
-        {"caption": caption, "ylabel": key, "log": True, "series": history[key]}
-        for key, caption in (("recon", "reconstruction: squared error, x10 units"), ("kl", "KL: nats per latent"))
-    ]
+    if options.space:
+        return {"PCA-w2w": pca, "the one space": Space.from_pretrained(options.space, device=base.device)}
+    how = AnchoredOptions(m=m, components=min(options.components, len(dataset) - 1), seed=options.seed)
+    return {"PCA-w2w": pca, "the one space": AnchoredVaeSpace.fit(dataset, how, device=options.device)}
 
 
 def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
@@ -136,28 +123,69 @@ def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, fo
     return {"title": "New people, drawn from a space", "figures": figures}
 
 
-def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """A straight line between two drawn points, at one image seed."""
-    ends = space.sample(2, seed=options.seed)
-    line = interpolate(ends[0], ends[1], options.strip)
-    rows = picture_rows(base, space.layout, space.decode(line), options.prompt, [0])
+def people_of(dataset: WeightDataset, n: int) -> list[int]:
+    """The rows of the first n people, one each."""
+    return [i for i, label in enumerate(dataset.labels) if label.get("half") != "b"][:n]
+
+
+def walked(base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """A straight line between two people's adapters, at one image seed. z: the dataset's rows as points [n, m]."""
+    first, *_, last = people_of(dataset, options.people)
+    line = interpolate(z[first], z[last], options.strip)
+    rows = picture_rows(base, space.layout, space.decode(line), options.prompt, [options.seed])
     write_image(folder / "strip.png", grid([[row[0] for row in enlarged(rows)]]))
-    figure = {"file": "strip.png", "caption": f"{space.kind}: from one drawn model to another, one image seed"}
-    return {"title": "From one person to another", "figures": [figure]}
+    caption = f"Models between the adapters {dataset.ids[first]} and {dataset.ids[last]}, one image seed"
+    return {"title": "From one person to another", "figures": [{"file": "strip.png", "caption": caption}]}
 
 
 def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
     """Adapters of the dataset over what each space makes of them."""
-    first = [i for i, label in enumerate(dataset.labels) if label.get("half") != "b"]
-    weights = dataset.rows(first[: options.people])
+    weights = dataset.rows(people_of(dataset, options.people))
     found = {name: reconstruct(space, weights) for name, space in spaces.items()}
     versions = [weights, *(back for back, _ in found.values())]
-    rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [0])] for version in versions]
+    rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [options.seed])] for version in versions]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
     shares = "; ".join(f"{name} {fmean(lost):.0%}" for name, (_, lost) in found.items())
-    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}."
+    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}. What is lost is mostly chance of its training."
     caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; one column per person"
     return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
+
+
+def edited(base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """A person's model, moved along the attributes that its labels and points tell of."""
+    directions = telling_directions(space, dataset, z, options.attributes)
+    title = "One attribute changed"
+    if not directions:
+        return {"title": title, "text": "No label of these adapters can be told from their points."}
+    person = z[people_of(dataset, 2)[-1:]]
+    rows = []
+    for direction in directions.values():
+        moved = torch.cat([edit(person, [direction], [strength]) for strength in STRENGTHS])
+        pictures = picture_rows(base, space.layout, space.decode(moved), options.prompt, [options.seed])
+        rows.append([row[0] for row in enlarged(pictures)])
+    write_image(folder / "edits.png", grid(rows))
+    strengths = ", ".join(f"{strength:g}" for strength in STRENGTHS)
+    caption = f"Top to bottom: {', '.join(directions)}; left to right: strengths {strengths}, one image seed"
+    return {"title": title, "figures": [{"file": "edits.png", "caption": caption}]}
+
+
+def found_near(
+    base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path
+) -> dict[str, Any]:
+    """The drawn models, each beside the adapters of the dataset that are nearest to it."""
+    new, mine = space.sample(2, seed=options.seed), people_of(dataset, len(dataset))
+    distances, places = nearest(new.cpu(), z[mine], min(options.found, len(mine)))
+    own = picture_rows(base, space.layout, space.decode(new), options.prompt, [options.seed])
+    rows, told = [], []
+    for i, near in enumerate(places.tolist()):
+        there = [mine[place] for place in near]
+        beside = picture_rows(base, dataset.layout, dataset.rows(there), options.prompt, [options.seed])
+        rows.append([own[i][0], *(row[0] for row in beside)])
+        told.append(", ".join(f"{dataset.ids[k]} {far:.1f}" for k, far in zip(there, distances[i].tolist(), strict=True)))
+    write_image(folder / "nearest.png", grid(enlarged(rows)))
+    text = "Nearest people and their distance, in the prior's standard deviations: " + "; ".join(told) + "."
+    figure = {"file": "nearest.png", "caption": "A drawn model, then pictures by the adapters nearest to it; one row each"}
+    return {"title": "Who is near", "text": text, "figures": [figure]}
 
 
 def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -166,7 +194,7 @@ def inverted(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions,
     seeds = range(options.scored)
     rows, evals = {"base": base.generate(options.prompt, seeds)}, {"base": 0.0}
     for name, space in spaces.items():
-        trained = space.kind == "anchored-vae"
+        trained = options.space and space.kind != "pca"
         encoder = PhotoEncoder.from_pretrained(options.space) if trained else None
         how = None if trained else replace(PUBLISHED, steps=options.inversion_steps)
         found = invert_photos(
@@ -195,4 +223,4 @@ def astronaut() -> Image:
 
 def enlarged(rows: list[list[Image]]) -> list[list[Image]]:
     """Small pictures, enlarged for the report."""
-    return [[enlarge(picture) for picture in row] for row in rows]
+    return [[enlarge(picture, SIDE) for picture in row] for row in rows]

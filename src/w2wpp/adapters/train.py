@@ -66,17 +66,17 @@ class AdapterOptions:
 WORTH_A_CORE = 4  # people; the time of a step of fewer is mostly Python's, which threads do not share
 
 PRESETS = {
-    # Chosen on val people (docs/research/adapters.md); d = 3,328.
+    # Chosen on val people (docs/research/second-edition.md); d = 17,920.
     "tiny-faces": AdapterOptions(
         alpha=9.0,
-        targets=("attn2.to_k", "attn2.to_v"),
+        targets=("to_q", "to_k", "to_v", "to_out.0"),
         prompt="photo of sks person",
         prior_prompt="photo of a person",
         prior_weight=0.1,
         prior_pictures=64,
-        steps=90,
+        steps=300,
         batch=3,
-        lr=2e-2,
+        lr=4e-3,
         final_lr=0.0,
     ),
 }

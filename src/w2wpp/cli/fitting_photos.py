@@ -59,6 +59,10 @@ Latents = Annotated[int, typer.Option("--m", min=1, help="Latent dimensions.")]
 WorkingComponents = Annotated[int, typer.Option("--components", min=1, help="Principal components that the networks work on.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam on the weights.")]
 Hidden = Annotated[int, typer.Option("--hidden", min=1, help="Width of the decoder's residual network.")]
+Attributes = Annotated[
+    list[str] | None,
+    typer.Option("--attribute", help="With adapters as teachers: a label that gets a latent of its own; may be given several times."),
+]
 EncoderOut = Annotated[
     Path | None, typer.Option("--encoder", help="Where to write the encoder; goes with --faces.", rich_help_panel=OUTPUT)
 ]
@@ -73,6 +77,7 @@ def fit_anchored(
     split: TrainSplit = "train",
     teacher: Teacher = "auto",
     loudness: Loudness = None,
+    attributes: Attributes = None,
     hidden: Hidden = 512,
     encoder_steps: EncoderSteps = 900,
     encoder_batch: EncoderBatch = 64,
@@ -104,6 +109,8 @@ def fit_anchored(
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
         if (faces is None) != (encoder is None):
             raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
+        if attributes and faces is None:
+            raise W2WError("--attribute was given without --faces: such latents are what photos do not tell of a label. Give --faces.")
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -114,7 +121,8 @@ def fit_anchored(
         space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": space.history}
         if photos and encoder:
-            how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
+            labels = tuple(dict.fromkeys(attributes or ()))
+            how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, attributes=labels, seed=seed)
             space, fitted, trained = w2w.fit_with_decoder(space, photos, how, checkpoint)
             fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
