@@ -1,7 +1,7 @@
 """Verbs that fit to photos as well as to adapters: fit anchored-vae, encoder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,19 +98,8 @@ def fit_anchored(
     --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
     """
     given, reads = locals(), ("dataset", "faces", "base")
-    from w2wpp.common.files import apart
-
-    if encoder:
-        apart(encoder, *inputs_of(given, reads), out, option="--encoder")
-    if checkpoint:
-        apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
-        if faces is None:
-            raise W2WError("--checkpoint was given without --faces: it is of training on photos. Leave it out.")
+    check_anchored(given, reads)
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
-        if (faces is None) != (encoder is None):
-            raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
-        if attributes and faces is None:
-            raise W2WError("--attribute was given without --faces: such latents are what photos do not tell of a label. Give --faces.")
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -129,6 +118,22 @@ def fit_anchored(
         space.save(job.out)
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
+
+
+def check_anchored(given: dict[str, Any], reads: tuple[str, ...]) -> None:
+    """Raise W2WError for options of training on photos without photos, and files that would be written over what is read."""
+    from w2wpp.common.files import apart
+
+    faces, encoder, checkpoint = given["faces"], given["encoder"], given["checkpoint"]
+    if encoder:
+        apart(encoder, *inputs_of(given, reads), given["out"], option="--encoder")
+    if checkpoint:
+        apart(checkpoint, *inputs_of(given, reads), given["out"], encoder, option="--checkpoint")
+    for option, what in (("checkpoint", "it is of training on photos"), ("attributes", "it is for what photos do not tell of a label")):
+        if given[option] and faces is None:
+            raise W2WError(f"--{option.removesuffix('s')} was given without --faces: {what}. Leave it out.")
+    if (faces is None) != (encoder is None):
+        raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
 
 
 FacesToLearn = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")]
