@@ -23,7 +23,6 @@ from w2wpp.lora.batched import adapted, initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.base import Space
-from w2wpp.spaces.edits import attribute_directions, edit
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.regression import Ridge
 
@@ -194,37 +193,6 @@ def test_where_adapters_teach_training_begins_at_their_regression(
     begun, told = fit_encoder(space, taught, EncoderOptions(hidden=8, steps=0))
     z = space.encode(own)
     assert (begun(described) - z).square().mean() < 0.5 * (z - z.mean(0)).square().mean() and told["kept_step"] == 0
-
-
-def test_a_label_that_descriptions_do_not_tell_gets_a_latent_of_its_own(
-    base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path
-) -> None:
-    draw, people = torch.Generator().manual_seed(5), list(described_photos.latents)
-    dataset = WeightDataset.create(tmp_path / "own", layout, base.id, {"adapters": {"prior_prompt": "photo of a person"}})
-    described = torch.stack([described_photos.described[person].mean(0) for person in people])
-    of_person, of_smile = (torch.randn(n, layout.d, generator=draw) for n in (6, 1))
-    smiling = torch.tensor([float(i % 3 == 0) for i in range(len(people))])
-    own = initial_weights(layout) + 0.1 * described @ of_person + 0.3 * smiling[:, None] * of_smile
-    labels = [{"person": person, "smiling": float(smile)} for person, smile in zip(people, smiling, strict=True)]
-    dataset.append(own, people, labels, torch.float32)
-    contexts = base.encode_text(["photo of sks person", "photo of sks person smiling", "", "photo of a person"]).float()
-    taught = OwnAdapters.of(dataset, people, 1.0)
-    photos = PersonPhotos(base, described_photos.latents, described_photos.described, contexts, taught=taught)
-    space = AnchoredVaeSpace.fit(dataset, SMALL, device="cpu")
-    options = EncoderOptions(hidden=8, steps=2, batch=8, measured=1, attributes=("smiling",))
-    found, encoder, _ = fit_with_decoder(space, photos, options)
-    (direction,) = attribute_directions(found, dataset, ["smiling"])
-    assert direction.correlation > 0.8
-    # Strength moves adapters as the label does, and photos say nothing of it.
-    moved = found.decode(edit(torch.zeros(1, 4), [direction], [1.0])) - found.decode(torch.zeros(1, 4))
-    standardised, asked = (moved / found.scale)[0], (of_smile / found.scale)[0]
-    assert torch.cosine_similarity(standardised, asked, dim=0) > 0.8
-    assert encoder(described)[:, 3].abs().max() < 0.5 < found.encode(own)[:, 3].std()
-    for name, message in (("beard", "no adapter has a label 'beard'; they have smiling"), ("photos", "no adapter has a label")):
-        with pytest.raises(W2WError, match=message):
-            fit_with_decoder(space, photos, replace(options, attributes=(name,)))
-    with pytest.raises(W2WError, match="and photos teach"):
-        fit_with_decoder(space, described_photos, options)
 
 
 def test_a_loud_teacher_asks_for_more_than_adapters_predict(

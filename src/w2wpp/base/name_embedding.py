@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+RIDGE = 1e-3  # of the variance of a descriptor's number
+
 
 class NameEmbedding(nn.Module):
     """Token embeddings in which a name is a linear map of its person's descriptor, plus an offset of its own.
@@ -30,7 +32,10 @@ class NameEmbedding(nn.Module):
     def take(self, table: Tensor) -> None:
         """Stand for the plain embeddings [vocabulary, width] of a trained base: names become a linear map and what it leaves over."""
         names, described = table[self.first :], self.descriptors[: self.names]
-        self.project.weight.copy_(torch.linalg.lstsq(described.double(), names.double()).solution.T)
+        # Ridge regression: where descriptions hardly vary, an exact fit has huge weights that cancel, and do not in bfloat16.
+        x = described.double()
+        covariance = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1]).to(x)
+        self.project.weight.copy_(torch.linalg.solve(covariance, x.T @ names.double() / len(x)).T)
         self.words.copy_(table[: self.first])
         self.offsets.copy_(names - self.project(described))
 

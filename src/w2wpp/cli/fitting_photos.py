@@ -1,7 +1,7 @@
 """Verbs that fit to photos as well as to adapters: fit anchored-vae, encoder."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -59,10 +59,6 @@ Latents = Annotated[int, typer.Option("--m", min=1, help="Latent dimensions.")]
 WorkingComponents = Annotated[int, typer.Option("--components", min=1, help="Principal components that the networks work on.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of Adam on the weights.")]
 Hidden = Annotated[int, typer.Option("--hidden", min=1, help="Width of the decoder's residual network.")]
-Attributes = Annotated[
-    list[str] | None,
-    typer.Option("--attribute", help="With adapters as teachers: a label that gets a latent of its own; may be given several times."),
-]
 EncoderOut = Annotated[
     Path | None, typer.Option("--encoder", help="Where to write the encoder; goes with --faces.", rich_help_panel=OUTPUT)
 ]
@@ -77,7 +73,6 @@ def fit_anchored(
     split: TrainSplit = "train",
     teacher: Teacher = "auto",
     loudness: Loudness = None,
-    attributes: Attributes = None,
     hidden: Hidden = 512,
     encoder_steps: EncoderSteps = 900,
     encoder_batch: EncoderBatch = 64,
@@ -98,8 +93,17 @@ def fit_anchored(
     --faces then trains its decoder, and an encoder from a photo to a point, on photos of these people.
     """
     given, reads = locals(), ("dataset", "faces", "base")
-    check_anchored(given, reads)
+    from w2wpp.common.files import apart
+
+    if encoder:
+        apart(encoder, *inputs_of(given, reads), out, option="--encoder")
+    if checkpoint:
+        apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
+        if faces is None:
+            raise W2WError("--checkpoint was given without --faces: it is of training on photos. Leave it out.")
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
+        if (faces is None) != (encoder is None):
+            raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -110,30 +114,13 @@ def fit_anchored(
         space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
         job.results = {"m": space.m, "d": space.layout.d, "history": space.history}
         if photos and encoder:
-            labels = tuple(dict.fromkeys(attributes or ()))
-            how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, attributes=labels, seed=seed)
+            how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
             space, fitted, trained = w2w.fit_with_decoder(space, photos, how, checkpoint)
             fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
         space.save(job.out)
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
-
-
-def check_anchored(given: dict[str, Any], reads: tuple[str, ...]) -> None:
-    """Raise W2WError for options of training on photos without photos, and files that would be written over what is read."""
-    from w2wpp.common.files import apart
-
-    faces, encoder, checkpoint = given["faces"], given["encoder"], given["checkpoint"]
-    if encoder:
-        apart(encoder, *inputs_of(given, reads), given["out"], option="--encoder")
-    if checkpoint:
-        apart(checkpoint, *inputs_of(given, reads), given["out"], encoder, option="--checkpoint")
-    for option, what in (("checkpoint", "it is of training on photos"), ("attributes", "it is for what photos do not tell of a label")):
-        if given[option] and faces is None:
-            raise W2WError(f"--{option.removesuffix('s')} was given without --faces: {what}. Leave it out.")
-    if (faces is None) != (encoder is None):
-        raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
 
 
 FacesToLearn = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")]

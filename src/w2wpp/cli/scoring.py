@@ -52,6 +52,12 @@ InversionSteps = Annotated[
 ]
 Spaces = Annotated[list[Path] | None, typer.Option("--space", help="A fitted space to score as well; may be given several times.")]
 Encoders = Annotated[list[Path] | None, typer.Option("--encoder", help="The encoder of each --space, in the same order.")]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip", help="Leave out rows that begin so, such as DreamBooth, or 'inversion, published, vae 512'; may be given again."
+    ),
+]
 SearchesM = Annotated[int | None, typer.Option("--searches-m", min=1, help="Also score CMA-ES, CEM and eq. 7 in the --space with this m.")]
 Widths = Annotated[str, typer.Option("--widths", help="Hidden widths of the VAE's encoder.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes of the VAE over its training adapters.")]
@@ -72,6 +78,7 @@ def evaluate(
     spaces: Spaces = None,
     encoders: Encoders = None,
     searches_m: SearchesM = None,
+    skip: Skip = None,
     widths: Widths = "4096,2048,1024",
     epochs: Epochs = 12,
     group: GroupSize = 32,
@@ -125,6 +132,7 @@ def table_options(given: Mapping[str, Any], data: "w2w.WeightDataset") -> "Table
         guidance=asked(data.prompting, None, given["guidance"]).guidance,
         inversion=w2w.InversionOptions(steps=given["steps"]),
         vae=w2w.VaeOptions(widths=numbers(given["widths"]), epochs=given["epochs"]),
+        skip=tuple(skip for skip in given["skip"] or () if skip),
         trained=tuple(zip(files, [str(file) for file in encoders] or [""] * len(files), strict=True)),
         **{name: given[name] for name in same},
     )

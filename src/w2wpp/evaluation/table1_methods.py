@@ -47,6 +47,7 @@ class Table1Options:
     patience: int = 4  # times the steps of the dataset's adapters, for a row of DreamBooth that has converged further
     trained: tuple[tuple[str, str], ...] = ()  # files of spaces, each with its encoder's, or ""
     searches_m: int | None = None  # dimensions at which evolution and eq. 7 are tried too
+    skip: tuple[str, ...] = ()  # beginnings of rows that are left out, such as "DreamBooth" or "inversion, published, vae 512"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Method:
     fit: Callable[[Sequence[Subject]], Fitted]
     needs: FittedSpace | None = None  # which has to be fitted to the dataset first
 
+    @property
+    def title(self) -> str:
+        """The name, and the space where it has one: "inversion, published, vae 512"."""
+        return self.name if self.space is None else f"{self.name}, {self.space} {self.m}"
+
 
 def adapter_options(dataset: WeightDataset) -> AdapterOptions:
     """How the dataset's adapters were trained, which is how DreamBooth is trained for table 1."""
@@ -114,10 +120,23 @@ def methods(
     seed: int,
     fitted: Callable[[FittedSpace], Space] | None = None,
 ) -> Iterator[Method]:
-    """The methods in the table's order. A space is fitted, or read, when its first row is due; that time is not the person's.
+    """The methods in the table's order, without those to skip.
 
+    A space is fitted, or read, when its first row is due; that time is not the person's.
     fitted: where a space comes from that was fitted before.
     """
+    every = _every_method(base, dataset, adapters, options, seed, fitted)
+    return (method for method in every if not method.title.startswith(options.skip))
+
+
+def _every_method(
+    base: BaseModel,
+    dataset: WeightDataset,
+    adapters: AdapterOptions,
+    options: Table1Options,
+    seed: int,
+    fitted: Callable[[FittedSpace], Space] | None,
+) -> Iterator[Method]:
     spaces = _Spaces(fitted or partial(fit_space, dataset=dataset, options=options, seed=seed, device=str(base.device)), options)
 
     @cache

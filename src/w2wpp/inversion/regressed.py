@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from w2wpp.common.batches import batches
-from w2wpp.inversion.attribute_latents import AttributeLatents, rows_of
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace, Reading
@@ -19,25 +18,21 @@ def regression(
     encoder: PhotoEncoder, photos: PersonPhotos, own: OwnAdapters, people: Sequence[str], targets: Callable[[Tensor], Tensor]
 ) -> Ridge:
     """What people's descriptions, standardised as `encoder` does, predict of `targets` of their adapters' weights [k, d]."""
-    described, rows = rows_of(photos, own, people)
+    described, rows = _rows(photos, own, people)
     return Ridge.fit((described - encoder.mean) / encoder.scale, lambda s: targets(own.dataset.rows(rows[s])).cpu())
 
 
 def regressed(
-    space: AnchoredVaeSpace, encoder: PhotoEncoder, photos: PersonPhotos, own: OwnAdapters, people: Sequence[str], names: Sequence[str]
-) -> tuple[AnchoredVaeSpace, AttributeLatents]:
+    space: AnchoredVaeSpace, encoder: PhotoEncoder, photos: PersonPhotos, own: OwnAdapters, people: Sequence[str]
+) -> AnchoredVaeSpace:
     """A linear space of the directions in which descriptions tell adapters apart, as loud as `own`; `encoder` maps there.
 
-    names: labels that have a latent of their own behind these. Where that makes fewer than the space has latents, the others are
-    principal components. Raises W2WError for a label that is not there.
+    Where the descriptions have fewer numbers than the space has latents, the others are principal components.
     """
     ridge = regression(encoder, photos, own, people, space.standardise)
-    found, into = ridge.directions(space.m - len(names))
+    found, into = ridge.directions(space.m)
     follow(encoder, ridge, into, torch.zeros(len(into)))
-    latents = AttributeLatents.of(names, len(into), encoder, photos, own, people)
-    if names:
-        found = torch.cat([found, latents.directions(own, people, space.standardise)])
-    return space.along(own.loudness * found, ridge.centre), latents
+    return space.along(own.loudness * found, ridge.centre)
 
 
 def follow(encoder: PhotoEncoder, ridge: Ridge, linear: Tensor, centre: Tensor) -> None:
@@ -55,20 +50,17 @@ def read_from(
     own: OwnAdapters,
     people: Sequence[str],
     held_out: Sequence[str],
-    put: Callable[[Tensor, list[int]], Tensor],
 ) -> Reading:
     """How an adapter predicts where `encoder` puts its person's photos, by the components of `space`.
-
-    put: sets in points [n, m] of adapters, whose rows are given, what their labels say.
 
     A ridge alone answers with less than people differ by. Its answers are enlarged until those for people held out vary as points
     do, by LARGEST at most.
     """
 
     def given(people: Sequence[str]) -> tuple[Tensor, Tensor]:
-        described, rows = rows_of(photos, own, people)
+        described, rows = _rows(photos, own, people)
         coefficients = [(space.standardise(own.dataset.rows(rows[s])) @ basis.T).cpu() for s in batches(len(rows), 256)]
-        return torch.cat(coefficients), put(encoder(described), rows)
+        return torch.cat(coefficients), encoder(described)
 
     basis = space.basis.float()
     inputs, z = given(people)
@@ -78,3 +70,9 @@ def read_from(
     factor = min(LARGEST, float((real.square().mean() / ((unseen - ridge.at) @ ridge.slope).square().mean().clamp_min(1e-12)).sqrt()))
     directions = factor * ridge.slope.T @ basis.cpu()
     return Reading(directions, ridge.centre - factor * ridge.at @ ridge.slope, space.mean.cpu())
+
+
+def _rows(photos: PersonPhotos, own: OwnAdapters, people: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """The mean description of the person of each of these people's adapters, [n, f], and the adapters' rows."""
+    pairs = sorted((row, person) for person in people for row in own.rows[person])  # in their order, each shard is read once
+    return torch.stack([photos.described[person].mean(0) for _, person in pairs]), [row for row, _ in pairs]

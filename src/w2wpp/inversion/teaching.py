@@ -20,7 +20,6 @@ from w2wpp.common.files import checksum
 from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
-from w2wpp.inversion.attribute_latents import AttributeLatents
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.inversion.regressed import follow, read_from, regressed, regression
@@ -45,7 +44,6 @@ class EncoderOptions:
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
     measured: int = 10  # times that held-out people's loss is taken; the best is kept
-    attributes: tuple[str, ...] = ()  # labels of adapters that get a latent of their own, where a decoder begins at a regression
     seed: int = 0
 
 
@@ -96,8 +94,7 @@ def fit_with_decoder(
     own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, learner, options)
     if own:  # networks beside the directions, at rates of 0.002 and 0.0002, made people held out worse
-        learner, latents = regressed(learner, encoder, photos, own, train, options.attributes)
-        of_labels = learner.basis[latents.places].clone()
+        learner = regressed(learner, encoder, photos, own, train)
         parts = learner.freed(options.directions_lr)
         encoder.requires_grad_(False)
         # In white coordinates noise on descriptions is largest where they vary least, and drowned what was to be learned.
@@ -107,58 +104,21 @@ def fit_with_decoder(
         parts = {"encoder": (encoder, options.lr), "decoder": (decoder, options.lr)}
     history = _descend(_Bound(learner, encoder, photos, options), parts, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
-    if own:
-        learner.basis.data[latents.places] = of_labels  # no photo moves them: what training did to them is chance
-        learner = _in_own_coordinates(space, learner, encoder, photos, own, latents, (train, held_out))
-    elif history["kept_step"]:
-        learner = _recentred(learner, encoder, encoder(torch.cat([photos.described[person] for person in train])))[0].compacted()
+    if history["kept_step"] or own:
+        with torch.no_grad():
+            moved, mean, factor = learner.recentred(encoder(torch.cat([photos.described[person] for person in train])))
+            encoder.recentre(mean, factor)
+        learner = moved.compacted(read_from(space, encoder, photos, own, train, held_out) if own else None)
     encoder.space, encoder.people, encoder.teacher = fingerprint(learner), frozenset([*train, *held_out]), photos.teacher
     return learner, encoder, history
-
-
-def _recentred(learner: AnchoredVaeSpace, encoder: PhotoEncoder, z: Tensor) -> tuple[AnchoredVaeSpace, Tensor, Tensor]:
-    """`AnchoredVaeSpace.recentred`, whose encoder follows."""
-    with torch.no_grad():
-        moved, mean, factor = learner.recentred(z)
-        encoder.recentre(mean, factor)
-    return moved, mean, factor
-
-
-def _in_own_coordinates(
-    space: AnchoredVaeSpace,
-    learner: AnchoredVaeSpace,
-    encoder: PhotoEncoder,
-    photos: PersonPhotos,
-    own: OwnAdapters,
-    latents: AttributeLatents,
-    people: tuple[Sequence[str], Sequence[str]],
-) -> AnchoredVaeSpace:
-    """A space that adapters taught, in coordinates in which people are N(0, I) and that adapters are read in, on what it needs.
-
-    people: those trained on, and those held out.
-    """
-    train, held_out = people
-    with torch.no_grad():
-        z = encoder(torch.cat([photos.described[person] for person in train]))
-        told = torch.cat([latents.of_person(own, person).expand(len(photos.described[person]), -1) for person in train])
-        moved, mean, factor = _recentred(learner, encoder, latents.put(z, told))
-
-    def put(z: Tensor, rows: list[int]) -> Tensor:
-        before = latents.put(z @ factor.T + mean, latents.values[rows])
-        return torch.linalg.solve_triangular(factor, (before - mean).T, upper=False).T
-
-    return moved.compacted(read_from(space, encoder, photos, own, train, held_out, put))
 
 
 def _beginning(space: Space, photos: PersonPhotos, options: EncoderOptions) -> OwnAdapters | None:
     """The adapters at whose regression training begins: those that teach, if they are of the space's layout.
 
-    Raises W2WError if there are none and no step is taken, or attributes are to have latents.
+    Raises W2WError if there are none and no step is taken.
     """
     own = photos.taught if photos.taught and photos.taught.dataset.layout == space.layout else None
-    if options.attributes and not own:
-        found = f"attributes {', '.join(options.attributes)} get latents from labels of adapters, and {photos.teacher} teach"
-        raise W2WError(f"{found}. Use --teacher adapters, of the space's layout.")
     if not options.steps and not own:
         raise W2WError(f"0 steps leave an encoder that {photos.teacher} teach at z = 0 for every photo. Give --encoder-steps.")
     return own

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_checked, write_checked
-from w2wpp.common.processes import in_processes
 from w2wpp.common.progress import track
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.decoding import picture_bytes
@@ -45,9 +44,8 @@ def face_models() -> Path:
 
 def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
-    face_models()  # here, and not first in another process
-    described = in_processes(_described, images, "photos")
-    return np.stack(list(track(described, "describe faces", "photos", total=len(images))))
+    # In this process alone: OpenCV may run threads here already, which a forked process would wait for for ever.
+    return np.stack([_described(image) for image in track(images, "describe faces", "photos", total=len(images))])
 
 
 def _described(image: Image) -> NDArray[np.float32]:
