@@ -53,7 +53,7 @@ README, SCALE = Path("README.md"), Path("docs/scale.md")
 RESULTS, EDITING, VAE, LORAS = (Path("docs") / page for page in ("results.md", "how/editing.md", "how/vae.md", "tutorials/your-loras.md"))
 FLEETS, SD15, PUBLISHED = (Path("docs/tutorials") / page for page in ("fleets.md", "stable-diffusion.md", "published-files.md"))
 COLLAPSED, INVERSION, TUNED = (Path("docs/research") / page for page in ("collapse.md", "inversion.md", "adapters.md"))
-SECOND = Path("docs/research/second-edition.md")
+MADE = Path("docs/research/tiny-faces.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
     "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
@@ -95,9 +95,9 @@ TABLES = (
     (COLLAPSED, "collapse", BENCHMARKS / "collapse.json", collapse_text),
     (INVERSION, "searches", SEARCHES, table1_text),
     (VAE, "samples", BENCHMARKS / "samples.json", samples_text),
-    (SECOND, "one-space-adapters", Path("docs/results/one_space.json"), reconstruction_text),
-    (SECOND, "one-space-photos", Path("docs/results/one_space.json"), inversions_text),
-    (SECOND, "one-space-edits", BENCHMARKS / "edits_one_space.json", edits_text),
+    (MADE, "one-space-adapters", Path("docs/results/one_space.json"), reconstruction_text),
+    (MADE, "one-space-photos", Path("docs/results/one_space.json"), inversions_text),
+    (MADE, "one-space-edits", BENCHMARKS / "edits_one_space.json", edits_text),
     (Path("docs/how/prior.md"), "prior", Path("docs/results/one_space.json"), prior_text),
     (Path("docs/how/inversion.md"), "paintings", Path("docs/results/paintings.json"), paintings_text),
     (Path("docs/how/inversion.md"), "inversion-speed", BENCHMARKS / "inversion_speed.json", inversion_speed_text),

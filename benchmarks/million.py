@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "results"
 WIDTHS = {"tiny-faces": 3_328, "tiny-faces, attention layers": 17_920, "Stable Diffusion 1.5": 99_648}  # numbers in an adapter
 # Adapters an hour of one GPU, and how that is known.
 RATES = (
-    ("tiny-faces, attention layers", 104_493.0, "ours, NVIDIA H100 (docs/research/second-edition.md)"),
+    ("tiny-faces, attention layers", 104_493.0, "ours, NVIDIA H100 (docs/research/tiny-faces.md)"),
     ("Stable Diffusion 1.5", 65_000 / 4_000, "the published dataset: one launch for each person, some 65,000 in 4,000 hours"),
 )
 

@@ -152,6 +152,23 @@ def test_training_further_starts_where_the_first_ended(faces, tmp_path):
     assert torch.allclose(weights_of(first), weights_of(second), atol=1e-3)
 
 
+def test_names_that_are_taken_over_mean_the_same_in_bfloat16():
+    draw = torch.Generator().manual_seed(0)
+    described = torch.randn(60, 6, generator=draw)
+    described[:, 5] = described[:, 4] + 1e-4 * torch.randn(60, generator=draw)  # nearly the same number twice
+    strangers = described[:8] + 0.1 * torch.randn(8, 6, generator=draw)
+    strangers[:, 5] = strangers[:, 4]
+    table = torch.cat([torch.zeros(4, 16), described @ torch.randn(6, 16, generator=draw) + 0.3 * torch.randn(60, 16, generator=draw)])
+    names = NameEmbedding(torch.nn.Embedding(64, 16), described, strangers, 0.2, draw)
+    names.take(table)
+    assert torch.allclose(names.table(), table, atol=1e-4)
+    ids = torch.arange(4, 72)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = names(ids).float()
+    exact = names(ids)
+    assert (rounded - exact).abs().max() < 0.05 * exact.std()
+
+
 def test_a_sharper_decoder_leaves_latents_and_identity_alone(faces, tmp_path):
     first = train_base(faces, tmp_path / "first", OPTIONS, device="cpu")
     options = DecoderOptions(width=16, blocks=(1, 1), steps=3, batch=4)

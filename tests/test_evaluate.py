@@ -141,6 +141,15 @@ def test_table_has_every_method_once_and_its_schema(base: BaseModel, adapters: W
     assert table["rows"][-1]["id_input"] is None and table["rows"][-1]["id_other"] > 0.9  # grey noise is one colour
 
 
+def test_rows_may_be_left_out(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces) -> None:
+    skip = ("DreamBooth, many photos", "inversion, published, vae", "inversion, prior, pca 2")
+    rows = table1(base, adapters, faces, options=replace(SMALL, skip=skip), recogniser=RECOGNISER)["rows"]
+    assert [(row["method"], row["m"]) for row in rows] == [
+        ("base", None), ("DreamBooth, one photo", None), ("inversion, published", 2), ("inversion, published", 3),
+        ("inversion, prior", 3), ("real photos", None),
+    ]  # fmt: skip
+
+
 def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces, tmp_path: Path) -> None:
     space = AnchoredVaeSpace.fit(adapters, AnchoredOptions(m=3, components=4, hidden=4, steps=1), device="cpu")
     space.save(tmp_path / "space.safetensors")

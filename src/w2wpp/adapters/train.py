@@ -66,7 +66,7 @@ class AdapterOptions:
 WORTH_A_CORE = 4  # people; the time of a step of fewer is mostly Python's, which threads do not share
 
 PRESETS = {
-    # Chosen on val people (docs/research/second-edition.md); d = 17,920.
+    # Chosen on val people (docs/research/tiny-faces.md); d = 17,920.
     "tiny-faces": AdapterOptions(
         alpha=9.0,
         targets=("to_q", "to_k", "to_v", "to_out.0"),

@@ -35,7 +35,7 @@ ENDS = ("", " smiling")  # of the captions that are taught
 NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
 
 # Predictions from descriptions lie closer to the mean adapter than adapters do; louder teachers make up for it. Chosen on val people by
-# the score of pictures (docs/research/second-edition.md).
+# the score of pictures (docs/research/tiny-faces.md).
 LOUDNESS = 2.5
 
 
