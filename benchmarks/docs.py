@@ -1,8 +1,7 @@
 """`make docs`: bring results into the documentation, so that no figure or picture there is made by hand.
 
 Tables go between their markers, `<!-- name:begin -->` and `<!-- name:end -->`; `TABLES` says which table goes into which page.
-The newest demo's pictures go to docs/pictures (generated faces and a public-domain photo only), and with them the loss curves
-of tiny-faces.
+The newest demo's pictures go to docs/pictures (generated faces and a public-domain photo only).
 """
 
 from pathlib import Path
@@ -37,12 +36,10 @@ from speed_tables import (
     sd15_text,
     similar_text,
 )
-from w2wpp.common.assets import tiny_faces
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json, write_text
 from w2wpp.common.runs import newest
 from w2wpp.photos.images import read_image, write_image
-from w2wpp.report.figures import curves_svg
 
 TABLE1 = Path("docs/results/table1.json")
 ADAPTERS = Path("docs/results/adapters.json")  # on val, people with four or more photos: DreamBooth, and from the encoder
@@ -56,11 +53,9 @@ COLLAPSED, INVERSION, TUNED = (Path("docs/research") / page for page in ("collap
 MADE = Path("docs/research/tiny-faces.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
-    "drawn-PCA-w2w/pictures.png": "drawn-pca.png",
-    "drawn-VAE-w2w/pictures.png": "drawn-vae.png",
-    "drawn-anchored-VAE/pictures.png": "drawn-anchored-vae.png",
+    "drawn-the-one-space/pictures.png": "drawn.png",
     "strip.png": "strip.png",
-    "reconstructions.png": "reconstructions.png",
+    "edits.png": "edited.png",
     "inverted.png": "inverted.png",
 }
 
@@ -122,14 +117,6 @@ def demo_pictures(runs: Path, out: Path) -> list[Path]:
     return [out / name for name in OF_DEMO.values()]
 
 
-def base_curves(training: Path, out: Path) -> Path:
-    """Draw the denoiser's loss of a base, on train and on held-out people, from its training.json."""
-    lines = read_json(training)["curves"]["denoiser"]
-    series = {"train (running mean)": [line["loss"] for line in lines], "people held out": [line["val_loss"] for line in lines]}
-    write_text(out, curves_svg(series, f"times {lines[0]['step']} steps", "weighted loss", log=True))
-    return out
-
-
 def write_tables() -> list[Path]:
     """Write every table of `TABLES` between its markers; returns the pages."""
     for page, name, source, text in TABLES:
@@ -138,5 +125,4 @@ def write_tables() -> list[Path]:
 
 
 if __name__ == "__main__":
-    made = [*write_tables(), base_curves(tiny_faces("training.json"), PICTURES / "base-loss.svg")]
-    print(*made, *demo_pictures(Path("runs"), PICTURES), sep="\n")
+    print(*write_tables(), *demo_pictures(Path("runs"), PICTURES), sep="\n")
