@@ -53,7 +53,7 @@ COLLAPSED, INVERSION, TUNED = (Path("docs/research") / page for page in ("collap
 MADE = Path("docs/research/tiny-faces.md")
 PICTURES = Path("docs/pictures")
 OF_DEMO = {
-    "drawn-the-one-space/pictures.png": "drawn.png",
+    "drawn-anchored-VAE/pictures.png": "drawn.png",
     "strip.png": "strip.png",
     "edits.png": "edited.png",
     "inverted.png": "inverted.png",

@@ -1,4 +1,4 @@
-"""How the adapter options of `tiny-faces` were chosen: ID Score on val people, one photo each to learn from.
+"""How the adapter options of the first edition of `tiny-faces` were chosen: ID Score on val people, one photo each to learn from.
 
     python benchmarks/tune_adapters.py faces64 [base]
 

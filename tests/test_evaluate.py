@@ -148,6 +148,8 @@ def test_rows_may_be_left_out(base: BaseModel, adapters: WeightDataset, faces: A
         ("base", None), ("DreamBooth, one photo", None), ("inversion, published", 2), ("inversion, published", 3),
         ("inversion, prior", 3), ("real photos", None),
     ]  # fmt: skip
+    with pytest.raises(W2WError, match=r"no row begins with 'dreambooth'.*DreamBooth, one photo; .*inversion, published, vae 3"):
+        table1(base, adapters, faces, options=replace(SMALL, skip=("dreambooth",)), recogniser=RECOGNISER)
 
 
 def test_trained_spaces_are_rows_too(base: BaseModel, adapters: WeightDataset, faces: AlignedFaces, tmp_path: Path) -> None:

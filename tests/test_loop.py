@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import PeftModel
@@ -16,6 +18,7 @@ from w2wpp.exchange.formats.peft import read_peft
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.lora.batched import adapted, initial_weights
 from w2wpp.photos.images import read_image
+from w2wpp.spaces import edits
 from w2wpp.spaces.base import Space
 
 PEOPLE = {f"Person_{i}": 1 + i % 2 for i in range(10)}  # every second one has two photos, hence two adapters
@@ -117,19 +120,33 @@ def same_in_peft(base: BaseModel, pico: Path, folder: Path) -> float:
     return float((theirs - ours).abs().max())
 
 
-def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, dataset: Path) -> None:
+def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edits, "TELLING", -1.0)  # the adapters are noise
+    plain = WeightDataset.load(dataset)
+    told = WeightDataset.create(tmp_path / "told", plain.layout, plain.base_id, plain.meta)
+    labels: list[dict[str, Any]] = [{"person": name, "smiling": i % 2} for i, name in enumerate(plain.ids)]
+    told.append(plain.rows(range(len(plain))), plain.ids, labels)
     photo = write_faces(tmp_path / "faces", {"Ada": 1}) / "Ada" / "0.png"
     small = {"m": 4, "components": 6, "people": 2, "pictures": 2, "strip": 3, "found": 2, "inversion_steps": 2, "scored": 1}
-    options = DemoOptions(base=str(pico), dataset=str(dataset), space="", photo=photo, align_photo=False, device="cpu", **small)  # type: ignore[arg-type]
+    options = DemoOptions(
+        base=str(pico),
+        dataset=str(tmp_path / "told"),
+        space="",
+        photo=photo,
+        align_photo=False,
+        device="cpu",
+        **small,  # type: ignore[arg-type]
+    )
     results = run_demo(options, tmp_path / "demo")
     html = results["report"].read_text()
-    titles = [section["title"] for section in results["sections"]]
-    assert [title.split(",")[0] for title in titles] == [
-        "New people", "From one person to another", "Adapters", "One attribute changed", "Who is near", "From one photo to a model"
+    assert [section["title"] for section in results["sections"]] == [
+        "New people, drawn from a space", "From one person to another", "Adapters, encoded and decoded",
+        "One attribute changed", "Who is near",
+        "From one photo to a model",
     ]  # fmt: skip
-    shown = sum(len(section.get("figures", [])) for section in results["sections"])
-    assert html.count("data:image/png;base64,") == shown >= 6
+    assert html.count("data:image/png;base64,") == 7  # two draws, and one picture of each other section
     assert 'src="http' not in html and 'href="http' not in html
-    assert set(results["scores"]) == {"base", "PCA-w2w", "the one space"}
-    nearest = next(section for section in results["sections"] if section["title"] == "Who is near")
-    assert sum(name in nearest["text"] for name in WeightDataset.load(dataset).ids) >= 2
+    assert set(results["scores"]) == {"base", "PCA-w2w", "anchored VAE"}
+    near = next(section for section in results["sections"] if section["title"] == "Who is near")
+    assert sum(name in near["text"] for name in plain.ids) >= 2
+    assert Space.load(tmp_path / "demo" / "anchored-vae.safetensors").m == 4

@@ -75,10 +75,11 @@ def run_demo(options: DemoOptions, folder: Path) -> dict[str, Any]:
     base = BaseModel.load(options.base, options.device)
     dataset = WeightDataset.from_pretrained(options.dataset)
     spaces = both_spaces(dataset, options, base, folder)
-    space, z = spaces["the one space"], encode_rows(spaces["the one space"], dataset)
+    space = spaces["anchored VAE"]
+    z = encode_rows(space, dataset)
     sections = [
         drawn(base, spaces, options, folder),
-        walked(base, space, dataset, z, options, folder),
+        walked(base, space, options, folder),
         rebuilt(base, dataset, spaces, options, folder),
         edited(base, space, dataset, z, options, folder),
         found_near(base, space, dataset, z, options, folder),
@@ -107,9 +108,11 @@ def both_spaces(dataset: WeightDataset, options: DemoOptions, base: BaseModel, f
     pca = PcaSpace.fit(dataset, m=m)
     pca.save(folder / "pca.safetensors")
     if options.space:
-        return {"PCA-w2w": pca, "the one space": Space.from_pretrained(options.space, device=base.device)}
+        return {"PCA-w2w": pca, "anchored VAE": Space.from_pretrained(options.space, device=base.device)}
     how = AnchoredOptions(m=m, components=min(options.components, len(dataset) - 1), seed=options.seed)
-    return {"PCA-w2w": pca, "the one space": AnchoredVaeSpace.fit(dataset, how, device=options.device)}
+    fitted = AnchoredVaeSpace.fit(dataset, how, device=options.device)
+    fitted.save(folder / "anchored-vae.safetensors")
+    return {"PCA-w2w": pca, "anchored VAE": fitted}
 
 
 def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
@@ -124,18 +127,21 @@ def drawn(base: BaseModel, spaces: Mapping[str, Space], options: DemoOptions, fo
 
 
 def people_of(dataset: WeightDataset, n: int) -> list[int]:
-    """The rows of the first n people, one each."""
-    return [i for i, label in enumerate(dataset.labels) if label.get("half") != "b"][:n]
+    """The first row of each of the first n people."""
+    first: dict[str, int] = {}
+    for i, label in enumerate(dataset.labels):
+        first.setdefault(str(label.get("person", dataset.ids[i])), i)
+    return list(first.values())[:n]
 
 
-def walked(base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """A straight line between two people's adapters, at one image seed. z: the dataset's rows as points [n, m]."""
-    first, *_, last = people_of(dataset, options.people)
-    line = interpolate(z[first], z[last], options.strip)
+def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) -> dict[str, Any]:
+    """A straight line between two drawn points, at one image seed."""
+    ends = space.sample(2, seed=options.seed)
+    line = interpolate(ends[0], ends[1], options.strip)
     rows = picture_rows(base, space.layout, space.decode(line), options.prompt, [options.seed])
     write_image(folder / "strip.png", grid([[row[0] for row in enlarged(rows)]]))
-    caption = f"Models between the adapters {dataset.ids[first]} and {dataset.ids[last]}, one image seed"
-    return {"title": "From one person to another", "figures": [{"file": "strip.png", "caption": caption}]}
+    figure = {"file": "strip.png", "caption": "From one drawn model to another, one image seed"}
+    return {"title": "From one person to another", "figures": [figure]}
 
 
 def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
@@ -146,18 +152,20 @@ def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space]
     rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [options.seed])] for version in versions]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
     shares = "; ".join(f"{name} {fmean(lost):.0%}" for name, (_, lost) in found.items())
-    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}. What is lost is mostly chance of its training."
+    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}."
+    if options.space:
+        text += " Most of that differs between two adapters of one person too."
     caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; one column per person"
     return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
 
 
 def edited(base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """A person's model, moved along the attributes that its labels and points tell of."""
+    """A drawn model, moved along the attributes that labels and points of the dataset tell of. z: its rows as points [n, m]."""
     directions = telling_directions(space, dataset, z, options.attributes)
     title = "One attribute changed"
     if not directions:
         return {"title": title, "text": "No label of these adapters can be told from their points."}
-    person = z[people_of(dataset, 2)[-1:]]
+    person = space.sample(1, seed=options.seed).cpu()
     rows = []
     for direction in directions.values():
         moved = torch.cat([edit(person, [direction], [strength]) for strength in STRENGTHS])

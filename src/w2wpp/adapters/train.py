@@ -92,7 +92,7 @@ def from_start(options: AdapterOptions) -> AdapterOptions:
 
     So begins HyperDreamBooth (Ruiz et al. 2024), whose network predicts an adapter of smaller rank. The midpoint is that of
     Wortsman et al. 2022, eq. 1, between a network that knows much and itself trained on little; here A and B are blended, not
-    their product. Both were chosen on val people of `tiny-faces` (docs/research/adapters.md).
+    their product. Both were chosen on val people of the first edition of `tiny-faces` (docs/research/adapters.md).
     """
     return replace(options, lr=options.lr / 10, blend=0.5)
 

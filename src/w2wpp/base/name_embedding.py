@@ -32,7 +32,8 @@ class NameEmbedding(nn.Module):
     def take(self, table: Tensor) -> None:
         """Stand for the plain embeddings [vocabulary, width] of a trained base: names become a linear map and what it leaves over."""
         names, described = table[self.first :], self.descriptors[: self.names]
-        # Ridge regression: where descriptions hardly vary, an exact fit has huge weights that cancel, and do not in bfloat16.
+        # Ridge regression: where descriptions hardly vary, an exact fit has huge weights that cancel each other; in bfloat16
+        # they no longer do.
         x = described.double()
         covariance = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1]).to(x)
         self.project.weight.copy_(torch.linalg.solve(covariance, x.T @ names.double() / len(x)).T)

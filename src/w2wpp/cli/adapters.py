@@ -104,8 +104,7 @@ def adapters_train(
 
     Options that are not given are the base's own: the paper's for Stable Diffusion, tuned ones for tiny-faces.
     --start-space tiny-faces, or another space and its --encoder, starts from the encoder's adapter instead of zero. The learning
-    rate is then a tenth, and the result is the midpoint between the starting adapter and the trained one (see --blend). On
-    tiny-faces such adapters resemble their people more.
+    rate is then a tenth, and the result is the midpoint between the starting adapter and the trained one (see --blend).
     An interrupted run resumes where it stopped. People whose photos cannot be read are left out; `w2w adapters status` lists them.
     --shard is for several processes, each with its own share of the people and a folder below --out: `w2w dataset merge` joins these.
     --ray trains on all machines of a Ray cluster, which must see faces and base at the same paths; this process alone writes.

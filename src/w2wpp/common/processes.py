@@ -31,7 +31,7 @@ def in_processes(work: Callable[[T], R], things: Sequence[T], what: str, process
         with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
             yield from pool.map(work, things, chunksize=WORTH_A_PROCESS // 2)
     except BrokenProcessPool as error:
-        raise W2WError(f"a process that worked on {what} was killed, perhaps for memory. Run it again with more memory free.") from error
+        raise W2WError(f"a process that worked on {what} was killed, perhaps for memory. Run it again with fewer --processes.") from error
 
 
 def _begin_worker(parent: int) -> None:

@@ -20,7 +20,7 @@ from w2wpp.common.runs import command_line, resolved, versions
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation.id_score import score_embedded
 from w2wpp.evaluation.paired import compared
-from w2wpp.evaluation.table1_methods import Subject, Table1Options, adapter_options, methods
+from w2wpp.evaluation.table1_methods import Subject, Table1Options, adapter_options, check_skip, methods
 from w2wpp.evaluation.table1_parts import Head, Scored, Scorer, scored
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.photos.alignment import AlignedFaces
@@ -88,9 +88,8 @@ def table1(
     options = options or Table1Options()
     adapters = adapter_options(dataset)
     dataset.check(adapters.layout_of(base), base.id, f"base {base.source}")
-    if options.ms:  # now, and not hours later
-        Adapters.of(dataset).check_m(max(options.ms))
     trained = _given_spaces(options, dataset)
+    check_skip(base, dataset, adapters, options)
     subjects = Subjects.of(faces, split, recogniser, options.min_photos)
     people = [subject.person for subject in subjects.people]
     _refuse_known(people, dataset, options)
@@ -123,7 +122,12 @@ def table1(
 
 
 def _given_spaces(options: Table1Options, dataset: WeightDataset) -> list[tuple[str, str, str]]:
-    """What is recorded of each trained space. Raises W2WError if two cannot be told apart, or none suits the searches."""
+    """What is recorded of each trained space.
+
+    Raises W2WError, now and not hours later, if two cannot be told apart, none suits the searches, or there are too few adapters.
+    """
+    if options.ms:
+        Adapters.of(dataset).check_m(max(options.ms))
     trained = [_checked(*pair, dataset) for pair in options.trained]
     if len({name for name, *_ in trained}) < len(trained):
         raise W2WError("two of the spaces are of one kind and m: their rows could not be told apart. Score them in tables of their own.")

@@ -129,6 +129,16 @@ def methods(
     return (method for method in every if not method.title.startswith(options.skip))
 
 
+def check_skip(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options) -> None:
+    """Raise W2WError if something is to be left out that no row begins with."""
+    if not options.skip:
+        return
+    titles = [method.title for method in _every_method(base, dataset, adapters, options, 0, None)]
+    for beginning in options.skip:
+        if not any(title.startswith(beginning) for title in titles):
+            raise W2WError(f"no row begins with {beginning!r}, which was to be left out. The rows are: {'; '.join(titles)}.")
+
+
 def _every_method(
     base: BaseModel,
     dataset: WeightDataset,

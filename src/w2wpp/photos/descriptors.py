@@ -44,7 +44,8 @@ def face_models() -> Path:
 
 def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
-    # In this process alone: OpenCV may run threads here already, which a forked process would wait for for ever.
+    face_models()  # says which extra is missing, before dlib is imported
+    # In this process alone: OpenCV may run threads here already, and a process forked from it would wait for them for ever.
     return np.stack([_described(image) for image in track(images, "describe faces", "photos", total=len(images))])
 
 
