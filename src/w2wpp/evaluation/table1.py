@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -95,7 +95,13 @@ def table1(
     _refuse_known(people, dataset, options)
     about = {"split": split, "base": base.source, "seed": seed}
     settings = resolved(
-        {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters, "table": options}
+        {
+            "base_id": base.id,
+            "dataset": dataset.fingerprint,
+            "n_adapters": len(dataset),
+            "adapters": adapters,
+            "table": replace(options, skip=()),
+        }
         | {"trained": trained, **({"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {})}
     )
     if folder:
