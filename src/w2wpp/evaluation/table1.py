@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from w2wpp.adapters.train import from_start
+from w2wpp.adapters.train import AdapterOptions, from_start
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_json, write_json
@@ -94,16 +94,7 @@ def table1(
     people = [subject.person for subject in subjects.people]
     _refuse_known(people, dataset, options)
     about = {"split": split, "base": base.source, "seed": seed}
-    settings = resolved(
-        {
-            "base_id": base.id,
-            "dataset": dataset.fingerprint,
-            "n_adapters": len(dataset),
-            "adapters": adapters,
-            "table": replace(options, skip=()),
-        }
-        | {"trained": trained, **({"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {})}
-    )
+    settings = _settings(base, dataset, adapters, options, trained)
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
     heads = [Head.of(i, method) for i, method in enumerate(methods(base, dataset, adapters, options, seed))]
@@ -125,6 +116,15 @@ def table1(
         "settings": settings,
         "rows": compared([*(rows[head] for head in heads), _ceiling(subjects)]),
     }
+
+
+def _settings(
+    base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options, trained: list[tuple[str, str, str]]
+) -> dict[str, Any]:
+    """What rows depend on, beside the people: not on which others are left out."""
+    given = {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters}
+    started = {"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {}
+    return resolved(given | {"table": replace(options, skip=()), "trained": trained} | started)
 
 
 def _given_spaces(options: Table1Options, dataset: WeightDataset) -> list[tuple[str, str, str]]:
