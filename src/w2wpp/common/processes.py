@@ -27,16 +27,20 @@ def in_processes(work: Callable[[T], R], things: Sequence[T], what: str, process
     if workers == 1:
         yield from map(work, things)
         return
+    # A forked process that changes OpenCV's number of threads waits for ever for those that it has not: changed before, it has one.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
     try:
         with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
             yield from pool.map(work, things, chunksize=WORTH_A_PROCESS // 2)
     except BrokenProcessPool as error:
         raise W2WError(f"a process that worked on {what} was killed, perhaps for memory. Run it again with fewer --processes.") from error
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _begin_worker(parent: int) -> None:
-    """One thread of OpenCV's in each worker, and none that outlives a parent that was killed."""
-    cv2.setNumThreads(1)
+    """No worker outlives a parent that was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
