@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tune_adapters import mean_face, rows_so_far
+from tune_adapters import KEYS, mean_face, rows_so_far
 from w2wpp.adapters.train import AdapterOptions, from_start
 from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
@@ -29,20 +29,7 @@ from w2wpp.spaces.base import Space
 PICTURES, GUIDANCE, SOLVER_STEPS, SEED, GROUP = 6, 2.0, 20, 5, 76
 RESULTS = Path(__file__).parent / "results" / "tune_start.json"
 
-# The adapters of the first edition, which these settings were chosen on.
-FIRST = AdapterOptions(
-    alpha=9.0,
-    targets=("attn2.to_k", "attn2.to_v"),
-    prompt="photo of sks person",
-    prior_prompt="photo of a person",
-    prior_weight=0.1,
-    prior_pictures=64,
-    steps=90,
-    batch=3,
-    lr=2e-2,
-    final_lr=0.0,
-)
-CHOSEN = from_start(FIRST)
+CHOSEN = from_start(KEYS)  # how the adapters of the first edition were trained
 WHOLE = replace(CHOSEN, blend=1.0)
 TRIED = [
     replace(WHOLE, lr=5e-3),
