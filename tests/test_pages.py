@@ -121,7 +121,7 @@ def desk(edition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(assets, "files", lambda package: edition)
     monkeypatch.setattr(faces, "MtcnnFaceNet", Recogniser)
-    monkeypatch.setattr(descriptors, "describe_faces", described)
+    monkeypatch.setattr(descriptors, "each_described", described)
     faces.default_recogniser.cache_clear()
     draw = np.random.default_rng(0)
     for name in ("me.jpg", "pictures/1.png", *(f"photos/{photo}" for photo in PHOTOS)):

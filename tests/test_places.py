@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -192,7 +192,7 @@ def test_descriptions_follow_their_photos(tmp_path: Path, monkeypatch: pytest.Mo
         described.append(len(images))
         return np.stack([np.full(128, image.mean(), np.float32) for image in images])
 
-    monkeypatch.setattr(descriptors, "describe_faces", describe)
+    monkeypatch.setattr(descriptors, "each_described", describe)
     folder = write_faces(tmp_path / "faces", {"Ada": 2, "Grace": 1})
     faces = AlignedFaces.load(folder)
     before = descriptors.described_faces(faces, ["Ada", "Grace"])
@@ -201,6 +201,29 @@ def test_descriptions_follow_their_photos(tmp_path: Path, monkeypatch: pytest.Mo
     after = descriptors.described_faces(faces, ["Ada", "Grace"])
     assert described == [3, 1] and not after["Ada"][1].any()
     assert torch.equal(after["Ada"][0], before["Ada"][0]) and torch.equal(after["Grace"], before["Grace"])
+
+
+def test_an_interrupted_description_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was described before an interruption is not described again."""
+    described = 0
+
+    def describe(images: list[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal described
+        for image in images:
+            if described == 3:
+                raise KeyboardInterrupt
+            described += 1
+            yield np.full(128, image.mean(), np.float32)
+
+    monkeypatch.setattr(descriptors, "each_described", describe)
+    monkeypatch.setattr(descriptors, "KEEP_EVERY", 2)
+    faces = AlignedFaces.load(write_faces(tmp_path / "faces", {"Ada": 3, "Grace": 2}))
+    with pytest.raises(KeyboardInterrupt):
+        descriptors.described_faces(faces, ["Ada", "Grace"])
+    described = 0
+    found = descriptors.described_faces(faces, ["Ada", "Grace"])
+    assert described == 3 and [len(found[person]) for person in ("Ada", "Grace")] == [3, 2]
+    assert all(abs(float(found["Ada"][i].mean()) - float(faces.photos("Ada")[i].mean())) < 1e-3 for i in range(3))
 
 
 @pytest.fixture

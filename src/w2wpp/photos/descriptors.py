@@ -7,7 +7,7 @@ Needs the extra: pip install 'w2wpp[encoder]'.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_checked, write_checked
+from w2wpp.common.processes import in_processes
 from w2wpp.common.progress import track
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.decoding import picture_bytes
@@ -30,6 +31,7 @@ SIDE = 128
 FACE_BOX = (14, 22, 114, 122)  # left, top, right, bottom of an aligned face, in pixels of SIDE
 CHIP_SIDE, CHIP_PADDING = 150, 0.25
 KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
+KEEP_EVERY = 1000  # photos between two writings of that file
 
 
 def face_models() -> Path:
@@ -44,9 +46,13 @@ def face_models() -> Path:
 
 def describe_faces(images: Sequence[Image]) -> NDArray[np.float32]:
     """Aligned photos [h, w, 3] uint8 -> descriptors [n, 128] float32. Raises W2WError without the extra."""
+    return np.stack(list(each_described(images)))
+
+
+def each_described(images: Sequence[Image]) -> Iterable[NDArray[np.float32]]:
+    """The description of each aligned photo, in their order. Raises W2WError without the extra."""
     face_models()  # says which extra is missing, before dlib is imported
-    # In this process alone: OpenCV may run threads here already, and a process forked from it would wait for them for ever.
-    return np.stack([_described(image) for image in track(images, "describe faces", "photos", total=len(images))])
+    return track(in_processes(_described, images, "photos"), "describe faces", "photos", total=len(images))
 
 
 def _described(image: Image) -> NDArray[np.float32]:
@@ -77,17 +83,18 @@ def mean_descriptions(people: Sequence[Sequence[Image]]) -> Tensor:
 def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Tensor]:
     """Descriptions of all photos of these people, person -> [p, 128] float32; those made before are read from the faces folder.
 
-    They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew.
+    They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew, and on the way, so
+    that an interruption costs little.
     """
     path = faces.folder / KEPT
     kept = _kept(path) if isinstance(path, Path) else {}
     files = {person: faces.files(person) for person in people}
     sums = {file: hashlib.sha256(picture_bytes(file)).hexdigest() for listed in files.values() for file in listed}
     missing = {key: file for file, key in sums.items() if key not in kept}
-    if missing:
-        made = torch.from_numpy(describe_faces([read_image(file) for file in missing.values()]))
-        kept |= dict(zip(missing, made, strict=True))
-        if isinstance(path, Path):  # in storage nothing is written unasked
+    made = each_described([read_image(file) for file in missing.values()]) if missing else ()
+    for count, (key, described) in enumerate(zip(missing, made, strict=True), 1):
+        kept[key] = torch.from_numpy(described)
+        if isinstance(path, Path) and (count % KEEP_EVERY == 0 or count == len(missing)):  # in storage nothing is written unasked
             write_checked(path, {"described": torch.stack(list(kept.values()))}, {"photos": json.dumps(list(kept))})
     return {person: torch.stack([kept[sums[file]] for file in listed]) for person, listed in files.items()}
 
