@@ -201,12 +201,40 @@ def test_a_loud_teacher_asks_for_more_than_adapters_predict(
     quiet, loud = (taught_by_adapters(base, layout, described_photos, tmp_path / str(loudness), loudness) for loudness in (1.0, 2.0))
     people, timesteps, kinds = ["person-0", "person-1"], torch.tensor([100, 800]), torch.tensor([0, 2])
     noisy = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
-    asked, louder = (teacher._asked(people, noisy, timesteps, kinds, torch.Generator()) for teacher in (quiet, loud))
+    asked, louder = (teacher._asked(people, noisy, noisy, timesteps, kinds, torch.Generator()) for teacher in (quiet, loud))
     assert quiet.taught is not None
     with adapted(base.pipeline.unet, layout, quiet.taught.mean[None]):
         mean = base.predict(noisy, timesteps, quiet.contexts[kinds])
     assert (asked - mean).abs().max() > 1e-2
     torch.testing.assert_close(louder, mean + 2 * (asked - mean), atol=1e-4, rtol=1e-4)
+
+
+def test_photos_teach_people_who_have_no_adapters(
+    base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path
+) -> None:
+    own = taught_by_adapters(base, layout, described_photos, tmp_path / "own", 2.0)
+    assert own.taught is not None and own.teacher == "adapters"
+    both = replace(own, taught=replace(own.taught, rows={"person-0": [0], "person-3": [3]}))
+    assert both.taught is not None and both.teacher == "both"
+    draw = torch.Generator().manual_seed(0)
+    noisy, target = torch.randn(2, 6, *base.latent_shape, generator=draw)
+    people, timesteps, kinds = ["person-1", "person-0", "person-2"], torch.arange(100, 700, 100), torch.tensor([0, 3, 0, 3, 2, 3])
+    asked = both._asked(people, noisy, target, timesteps, kinds, draw)
+    predict = partial(both._predicted, noisy=noisy, timesteps=timesteps, kinds=kinds)
+    mean, mine = predict(both.taught.mean[None]), predict(own.taught.dataset.rows([0]).repeat(3, 1))
+    # Of the others, the noise that their photos have, twice as far from the mean adapter; the class is nobody's.
+    for i, wanted in enumerate((target, mean, mine, mine, target, mean)):
+        torch.testing.assert_close(asked[i], mean[i] + 2 * (wanted[i] - mean[i]), atol=1e-4, rtol=1e-4)
+    # They take part in no regression, and a space of both is trained and read like another.
+    some = replace(own, taught=replace(own.taught, rows={f"person-{i}": [i] for i in range(12)}))
+    space = AnchoredVaeSpace.fit(own.taught.dataset, SMALL, device="cpu")
+    taught, encoder, history = fit_with_decoder(space, some, EncoderOptions(hidden=8, steps=4, batch=8, measured=2))
+    assert encoder.teacher == "both" and len(encoder.people) == 20 and len(history["step"]) == 3
+    encoder.check(taught)
+    assert fit_encoder(space, some, EncoderOptions(hidden=8, steps=0))[0].teacher == "both"
+    nobody = replace(own, taught=replace(own.taught, rows={}))
+    with pytest.raises(W2WError, match="holds no adapter of the people"):
+        fit_with_decoder(space, nobody, EncoderOptions(hidden=8, steps=0))
 
 
 def test_adapters_teach_what_a_persons_own_predict(base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path) -> None:
@@ -217,7 +245,8 @@ def test_adapters_teach_what_a_persons_own_predict(base: BaseModel, layout: Layo
     dataset.append(own, ["person-0", "person-1", "person-1#b"], labels, torch.float32)
     people = ["person-0", "person-1"]
     contexts = base.encode_text(["photo of sks person", "photo of sks person smiling", "", "photo of a person"]).float()
-    taught = PersonPhotos(base, described_photos.latents, described_photos.described, contexts, taught=OwnAdapters.of(dataset, people))
+    latents = {person: described_photos.latents[person] for person in people}
+    taught = PersonPhotos(base, latents, described_photos.described, contexts, taught=OwnAdapters.of(dataset, people))
     assert taught.teacher == "adapters"
     # Who decodes to the person's own adapter is right; of two adapters of one person each is taught in its turn.
     loss = taught.loss(layout, own[:2], people, 3, draw().manual_seed(0))

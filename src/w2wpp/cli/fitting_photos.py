@@ -18,8 +18,8 @@ Teacher = Annotated[
     str,
     typer.Option(
         "--teacher",
-        help="adapters: predict what each person's own adapters predict; photos: denoise their photos; names: predict what the base "
-        "does when it is told their name; auto: adapters where there is a dataset.",
+        help="adapters: predict what each person's own adapters predict; photos: denoise their photos; both: adapters where people have "
+        "them, else photos; names: predict what the base does when it is told their name; auto: adapters where there is a dataset.",
     ),
 ]
 Loudness = Annotated[

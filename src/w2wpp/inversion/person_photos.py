@@ -1,8 +1,8 @@
 """Photos of people to learn from: their latents, their descriptions, and what the decoded adapter of a person has to do.
 
-Three teachers. `adapters`: predict what the person's own adapters predict, on their noised photos. `photos`: denoise the
-person's photos (eq. 5). `names`: predict what the base itself predicts when it is told the person's name, for a base that
-learned names from photos.
+Teachers. `adapters`: predict what the person's own adapters predict, on their noised photos. `photos`: denoise the
+person's photos (eq. 5). `both`: adapters teach where people have them, and photos where they have none. `names`: predict what the
+base itself predicts when it is told the person's name, for a base that learned names from photos.
 """
 
 import math
@@ -27,9 +27,10 @@ from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.descriptors import described_faces
 from w2wpp.photos.images import to_tensor
 
-TEACHERS = ("auto", "adapters", "names", "photos")
+TEACHERS = ("auto", "adapters", "both", "names", "photos")
 SUBJECT = "sks person"  # what stands in a prompt for the adapter's person
 ENDS = ("", " smiling")  # of the captions that are taught
+PLAIN, SMILING, EMPTY, CLASS = range(4)  # which of the contexts
 # How often each end is taught, and then the empty caption, which guidance needs; last the plain class word, which adapters
 # were trained to leave alone.
 NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
@@ -45,7 +46,7 @@ class OwnAdapters:
 
     dataset: WeightDataset
     rows: Mapping[str, list[int]]  # person -> positions in the dataset
-    loudness: float = 1.0  # they teach what the mean adapter predicts, plus this times the difference of what they predict
+    loudness: float = 1.0  # what is taught is what the mean adapter predicts, plus this times the difference of what they predict
 
     @classmethod
     def of(cls, dataset: WeightDataset, people: Sequence[str], loudness: float = 1.0) -> "OwnAdapters":
@@ -65,6 +66,10 @@ class OwnAdapters:
         total = sum((self.dataset.rows(rows[s]).double().sum(0) for s in batches(len(rows), 256)), torch.zeros(()))
         return (total / len(rows)).float()
 
+    def owners(self, people: Sequence[str], draws: int) -> Tensor:
+        """Who of these people has an adapter, `draws` times each: [k draws] bool."""
+        return torch.tensor([person in self.rows for person in people]).repeat_interleave(draws)
+
     def drawn(self, people: Sequence[str], draw: torch.Generator) -> Tensor:
         """One of each person's adapters, at random: weights [k, d] float32."""
         mine = [self.rows[person] for person in people]
@@ -80,7 +85,7 @@ class PersonPhotos:
     described: Mapping[str, Tensor]  # person -> [p, f]
     contexts: Tensor  # [c, tokens, width], of the adapters' prompt, the same with " smiling", the empty caption, the class
     named: Mapping[str, Tensor] = field(default_factory=dict)  # person -> [2, tokens, width], their name's captions; for `names`
-    taught: OwnAdapters | None = None  # for `adapters`
+    taught: OwnAdapters | None = None  # for `adapters`, of everyone, and for `both`
     prompt: str = ""  # of the first context
 
     @classmethod
@@ -96,20 +101,21 @@ class PersonPhotos:
     ) -> "PersonPhotos":
         """Encode and describe the photos of a split's people, or of everyone if it is "".
 
-        teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `names`, `photos`, or `auto`:
-        adapters where a dataset is given, else photos. loudness: of adapters that teach (`OwnAdapters`), 2.5 unless given.
+        teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `both`, `names`, `photos`, or
+        `auto`: adapters where a dataset is given, else photos. loudness: with adapters (`OwnAdapters`), 2.5 unless given.
         Descriptions are kept in the faces folder for the next time.
-        Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, `adapters` without
-        a dataset, or names that the base does not know.
+        Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, one that needs a dataset
+        without one, or names that the base does not know.
         """
         faces = faces if isinstance(faces, AlignedFaces) else AlignedFaces.load(faces)
         people = faces.choose(split)
         teacher = _checked_teacher(teacher, dataset, loudness)
         taught = None
-        if teacher == "adapters" and dataset is not None:
+        if teacher in ("adapters", "both") and dataset is not None:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
-            people = [person for person in people if person in have] or people
-            taught = OwnAdapters.of(dataset, people, LOUDNESS if loudness is None else loudness)
+            owners = [person for person in people if person in have] or people
+            taught = OwnAdapters.of(dataset, owners, LOUDNESS if loudness is None else loudness)
+            people = owners if teacher == "adapters" else people
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)
         latents = {}
@@ -126,7 +132,9 @@ class PersonPhotos:
     @property
     def teacher(self) -> str:
         """Which teacher this is."""
-        return "adapters" if self.taught else "names" if self.named else "photos"
+        if self.taught:
+            return "adapters" if self.latents.keys() <= self.taught.rows.keys() else "both"
+        return "names" if self.named else "photos"
 
     def loss(self, layout: Layout, weights: Tensor, people: Sequence[str], draws: int, draw: torch.Generator) -> Tensor:
         """The teacher's loss for adapters weights [k, d], each on `draws` draws of photo, timestep and noise: [k]."""
@@ -140,27 +148,55 @@ class PersonPhotos:
         if not (self.named or self.taught):
             return denoising_loss(self.base, layout, weights, latents, self.contexts[0], timesteps, noise).mean(1)
         shares = torch.tensor(ADAPTERS_SHARES if self.taught else NAMES_SHARES)
-        kinds = torch.multinomial(shares, k * draws, replacement=True, generator=draw).to(device)
-        noisy = self.base.add_noise(latents.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten())[0]
-        asked = self._asked(people, noisy, timesteps.flatten(), kinds, draw)
+        kinds = torch.multinomial(shares, k * draws, replacement=True, generator=draw)
+        if self.taught:  # a photo of its own is no lesson in smiling
+            kinds = torch.where((kinds == SMILING) & ~self.taught.owners(people, draws), PLAIN, kinds)
+        kinds = kinds.to(device)
+        noisy, target = self.base.add_noise(latents.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten())
+        asked = self._asked(people, noisy, target.float(), timesteps.flatten(), kinds, draw)
         with adapted(self.base.pipeline.unet, layout, weights):
             predicted = self.base.predict(noisy, timesteps.flatten(), self.contexts[kinds])
         return (predicted - asked).square().mean((1, 2, 3)).unflatten(0, (k, draws)).mean(1)
 
     @torch.no_grad()
-    def _asked(self, people: Sequence[str], noisy: Tensor, timesteps: Tensor, kinds: Tensor, draw: torch.Generator) -> Tensor:
-        """What the teacher predicts for noisy latents [n, c, h, w] with the captions `kinds` [n]: [n, c, h, w] float32."""
+    def _asked(
+        self, people: Sequence[str], noisy: Tensor, target: Tensor, timesteps: Tensor, kinds: Tensor, draw: torch.Generator
+    ) -> Tensor:
+        """What the teacher predicts for noisy latents [n, c, h, w] with the captions `kinds` [n]: [n, c, h, w] float32.
+
+        target [n, c, h, w]: what denoises them.
+        """
         if self.taught:
-            self.taught.dataset.layout.check_denoiser_alone()
-            own = self.taught.drawn(people, draw).to(self.base.device)
-            asked = self._predicted(own, noisy, timesteps, kinds)
-            if self.taught.loudness == 1:
-                return asked
-            mean = self._predicted(self.taught.mean[None].to(self.base.device), noisy, timesteps, kinds)
-            return mean + self.taught.loudness * (asked - mean)
-        captions = torch.stack([torch.cat([self.named[p].to(self.contexts), self.contexts[2:]]) for p in people])
+            return self._asked_by_adapters(self.taught, people, noisy, target, timesteps, kinds, draw)
+        captions = torch.stack([torch.cat([self.named[p].to(self.contexts), self.contexts[EMPTY:]]) for p in people])
         captions = captions.repeat_interleave(len(noisy) // len(people), 0)
         return self.base.predict(noisy, timesteps, captions[torch.arange(len(noisy), device=noisy.device), kinds])
+
+    def _asked_by_adapters(
+        self,
+        taught: OwnAdapters,
+        people: Sequence[str],
+        noisy: Tensor,
+        target: Tensor,
+        timesteps: Tensor,
+        kinds: Tensor,
+        draw: torch.Generator,
+    ) -> Tensor:
+        """The same where adapters teach, at their loudness; of people who have none, what denoises their photos, as loud.
+
+        Noise that is taught louder is no clearer, but over draws of it the mean of what is asked is as loud as that of adapters.
+        """
+        taught.dataset.layout.check_denoiser_alone()
+        mine = taught.owners(people, len(noisy) // len(people)).to(noisy.device)
+        asked = target.clone()
+        if mine.any():
+            own = taught.drawn([person for person in people if person in taught.rows], draw).to(self.base.device)
+            asked[mine] = self._predicted(own, noisy[mine], timesteps[mine], kinds[mine])
+        if taught.loudness == 1 and mine.all():
+            return asked
+        mean = self._predicted(taught.mean[None].to(self.base.device), noisy, timesteps, kinds)
+        asked = torch.where((mine | (kinds != CLASS))[:, None, None, None], asked, mean)  # the class is nobody's photo
+        return mean + taught.loudness * (asked - mean)
 
     def _predicted(self, adapters: Tensor, noisy: Tensor, timesteps: Tensor, kinds: Tensor) -> Tensor:
         """What the base predicts with these of the teachers' adapters [k, d]."""
@@ -175,9 +211,10 @@ def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: floa
         raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
     if teacher == "auto":
         teacher = "photos" if dataset is None else "adapters"
-    if loudness is not None and not (teacher == "adapters" and 0 < loudness < math.inf):
+    own = teacher in ("adapters", "both")
+    if loudness is not None and not (own and 0 < loudness < math.inf):
         raise W2WError(f"loudness {loudness:g} was given to teacher {teacher}. It is for adapters, and above 0; 1 is as loud as they are.")
-    if teacher == "adapters" and dataset is None:
+    if own and dataset is None:
         raise W2WError("adapters cannot teach without a dataset that holds them. Give --dataset, or --teacher photos.")
     return teacher
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from w2wpp.common.batches import batches
+from w2wpp.common.errors import W2WError
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace, Reading
@@ -66,13 +67,18 @@ def read_from(
     inputs, z = given(people)
     # As much as an adapter varies, spread over the rows: R2 of people held out is flat from a half to twice that.
     ridge = Ridge.fit(inputs, lambda s: z[s], penalty=space.layout.d / len(inputs))
-    unseen, real = given(held_out)
+    unseen, real = given(held_out if any(person in own.rows for person in held_out) else people)
     factor = min(LARGEST, float((real.square().mean() / ((unseen - ridge.at) @ ridge.slope).square().mean().clamp_min(1e-12)).sqrt()))
     directions = factor * ridge.slope.T @ basis.cpu()
     return Reading(directions, ridge.centre - factor * ridge.at @ ridge.slope, space.mean.cpu())
 
 
 def _rows(photos: PersonPhotos, own: OwnAdapters, people: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """The mean description of the person of each of these people's adapters, [n, f], and the adapters' rows."""
-    pairs = sorted((row, person) for person in people for row in own.rows[person])  # in their order, each shard is read once
+    """The mean description of the person of each of these people's adapters, [n, f], and the adapters' rows; some may have none.
+
+    Raises W2WError if nobody has one.
+    """
+    pairs = sorted((row, person) for person in people for row in own.rows.get(person, ()))  # in their order, each shard is read once
+    if not pairs:
+        raise W2WError(f"{own.dataset.folder} holds no adapter of the people to train on. Use --teacher photos, or train their adapters.")
     return torch.stack([photos.described[person].mean(0) for _, person in pairs]), [row for row, _ in pairs]
