@@ -40,7 +40,7 @@ class EncoderOptions:
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step
     lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0. A hundredth of it where training begins at a regression
-    directions_lr: float = 4e-3  # the same of a decoder's directions, as a share of their size, where it begins so
+    directions_lr: float = 4e-2  # the same of a decoder's directions, as a share of their size, where it begins so
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
     measured: int = 10  # times that held-out people's loss is taken; the best is kept
