@@ -225,6 +225,34 @@ def test_finished_rows_are_not_made_again(
         table1(base, adapters, faces, options=replace(SMALL, pictures=3), folder=folder, recogniser=RECOGNISER)
 
 
+def test_another_trained_space_joins_a_finished_table(
+    base: BaseModel, adapters: WeightDataset, faces: AlignedFaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("first", "second", "other")]
+    for file, m, hidden in zip(files, (3, 2, 3), (4, 4, 5), strict=True):
+        AnchoredVaeSpace.fit(adapters, AnchoredOptions(m=m, components=4, hidden=hidden, steps=1), device="cpu").save(file)
+    folder, made = tmp_path / "run", []
+    real = ways.inverted
+
+    def noted(*arguments: Any) -> Any:
+        made.append((arguments[1].kind, arguments[1].m))
+        return real(*arguments)
+
+    monkeypatch.setattr(ways, "inverted", noted)
+
+    def table(*spaces: str) -> list[Any]:
+        options = replace(SMALL, ms=(3,), skip=("DreamBooth",), trained=tuple((space, "") for space in spaces))
+        return table1(base, adapters, faces, options=options, folder=folder, recogniser=RECOGNISER)["rows"]
+
+    before = table(files[0])
+    made.clear()
+    after = table(files[0], files[1])
+    assert made == [("anchored-vae", 2)] and [row["people"] for row in after[:-2]] == [row["people"] for row in before[:-1]]
+    with pytest.raises(W2WError, match=r"inversion-prior-anchored-vae-3\.json is of another anchored-vae of m = 3"):
+        table(files[2])
+    assert table(files[0])[-2]["people"] == before[-2]["people"] and made == [("anchored-vae", 2)]
+
+
 def test_a_dataset_that_knows_the_people_is_refused(
     base: BaseModel, layout: Layout, adapters: WeightDataset, faces: AlignedFaces, dataset: Path, tmp_path: Path
 ) -> None:

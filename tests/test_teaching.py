@@ -209,9 +209,7 @@ def test_a_loud_teacher_asks_for_more_than_adapters_predict(
     torch.testing.assert_close(louder, mean + 2 * (asked - mean), atol=1e-4, rtol=1e-4)
 
 
-def test_photos_teach_people_who_have_no_adapters(
-    base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path
-) -> None:
+def test_photos_teach_people_who_have_no_adapters(base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path) -> None:
     own = taught_by_adapters(base, layout, described_photos, tmp_path / "own", 2.0)
     assert own.taught is not None and own.teacher == "adapters"
     both = replace(own, taught=replace(own.taught, rows={"person-0": [0], "person-3": [3]}))

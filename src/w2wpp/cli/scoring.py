@@ -97,7 +97,7 @@ def evaluate(
 
     --space adds inversion in a fitted space. With its --encoder (tiny-faces has the embedded one), inversion and DreamBooth
     also start from the encoder's point. Writes table1.json, pictures beside their photos, and report.html. An interrupted
-    table resumes if it is given the same --out.
+    table resumes if it is given the same --out, and a finished one takes more rows, of another --space for example.
     --ray hands --group people and a method at a time to all machines of a Ray cluster, which must see all files at the same paths.
     """
     given = locals()

@@ -80,7 +80,8 @@ def table1(
     Rows of a space hold their paired differences to PCA's at the same m under `against`.
     Scores are means over people of each person's mean; rows keep the persons' own under `people`. The last row,
     real photos, is the ceiling: the input photo scored in place of pictures.
-    folder: finished rows and sheets of pictures are kept there, and not made again by a later call.
+    folder: finished rows and sheets of pictures are kept there, and not made again by a later call, which may ask for other rows
+    and other trained spaces.
     mapper: workers of a `Table1Recipe` for the same, who each take some people of a row.
     Raises W2WError if the dataset belongs to another base, if it or an encoder learned from scored people, or if the folder is
     of another table.
@@ -94,16 +95,17 @@ def table1(
     people = [subject.person for subject in subjects.people]
     _refuse_known(people, dataset, options)
     about = {"split": split, "base": base.source, "seed": seed}
-    settings = _settings(base, dataset, adapters, options, trained)
+    settings = _settings(base, dataset, adapters, options)
     if folder:
         _keep_settings(folder, {**about, **settings, "people": people})
     heads = [Head.of(i, method) for i, method in enumerate(methods(base, dataset, adapters, options, seed))]
-    rows = {head: read_json(saved) for head in heads if folder and (saved := folder / "rows" / f"{_slug(head)}.json").exists()}
+    rows = _kept_rows(folder, heads, trained) if folder else {}
     todo = [head for head in heads if head not in rows]
     by_name = {subject.person: subject for subject in subjects.people}
     scorer = Scorer(base, dataset, adapters, options, seed, recogniser, by_name.__getitem__)
     for head, parts in scored(todo, people, options, mapper, scorer):
         row, sheet = _row(subjects, head, options, parts)
+        row |= _origin(head, trained)
         if folder:
             write_image(folder / "sheets" / f"{_slug(head)}.png", sheet)
             write_json(folder / "rows" / f"{_slug(head)}.json", row)
@@ -113,18 +115,37 @@ def table1(
         "command": command_line(),
         "versions": versions(),
         "left_out": subjects.left_out,
-        "settings": settings,
+        "settings": {**settings, "trained": trained},
         "rows": compared([*(rows[head] for head in heads), _ceiling(subjects)]),
     }
 
 
-def _settings(
-    base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options, trained: list[tuple[str, str, str]]
-) -> dict[str, Any]:
-    """What rows depend on, beside the people: not on which others are left out."""
+def _settings(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions, options: Table1Options) -> dict[str, Any]:
+    """What all rows depend on, beside the people: not on which others there are, or which trained spaces they are of."""
     given = {"base_id": base.id, "dataset": dataset.fingerprint, "n_adapters": len(dataset), "adapters": adapters}
-    started = {"started": from_start(adapters)} if any(encoder for *_, encoder in trained) else {}
-    return resolved(given | {"table": replace(options, skip=()), "trained": trained} | started)
+    table = replace(options, skip=(), trained=(), searches_m=None)
+    return resolved(given | {"table": table, "started": from_start(adapters)})
+
+
+def _origin(head: Head, trained: Sequence[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """The digests of the space that was given, and of its encoder, for a row of one."""
+    if head.space is None or head.needs is not None:
+        return {}
+    return {"trained": next([space, encoder] for name, space, encoder in trained if name == f"{head.space}-{head.m}")}
+
+
+def _kept_rows(folder: Path, heads: Sequence[Head], trained: Sequence[tuple[str, str, str]]) -> dict[Head, dict[str, Any]]:
+    """The rows that a folder holds already. Raises W2WError if one is of another space, or another encoder, of that name."""
+    rows = {}
+    for head in heads:
+        path = folder / "rows" / f"{_slug(head)}.json"
+        if not path.exists():
+            continue
+        rows[head] = read_json(path)
+        if rows[head].get("trained") != _origin(head, trained).get("trained"):
+            found = f"{path} is of another {head.space} of m = {head.m}, or another encoder of it, than is given"
+            raise W2WError(f"{found}. Choose another folder, or take it away.")
+    return rows
 
 
 def _given_spaces(options: Table1Options, dataset: WeightDataset) -> list[tuple[str, str, str]]:
