@@ -39,8 +39,8 @@ class EncoderOptions:
     steps: int = 900  # of Adam
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step
-    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0. A hundredth of it where training begins at a regression
-    directions_lr: float = 4e-2  # the same of a decoder's directions, as a share of their size, where it begins so
+    lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
+    linear_lr: float = 4e-2  # the same where training begins at a regression, as a share of the size of what is trained
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
     measured: int = 10  # times that held-out people's loss is taken; the best is kept
@@ -62,15 +62,18 @@ def fit_encoder(
     space.check(space.layout, photos.base.id, f"base {photos.base.source}")
     own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, space, options)
+    options = _linear(options) if own else options
     bound = _Bound(space, encoder, photos, options)
+    trained: tuple[nn.Module, float] = (encoder, options.lr)
     if own:
         ridge, losses = regression(encoder, photos, own, train, space.encode), {}
         for loudness in (own.loudness, 1.0):  # the points of a space that adapters taught are as loud as they
             follow(encoder, ridge, loudness * ridge.slope.T, ridge.centre)
             losses[loudness] = bound.measure(held_out)["loss"]
         follow(encoder, ridge, min(losses, key=lambda loudness: losses[loudness]) * ridge.slope.T, ridge.centre)
-    rate = options.lr / 100 if own else options.lr
-    history = _descend(bound, {"encoder": (encoder, rate)}, train, held_out, checkpoint)
+        encoder.requires_grad_(False)
+        trained = encoder.linear, options.linear_lr * float(encoder.linear.weight.square().mean().sqrt())
+    history = _descend(bound, {"encoder": trained}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
     encoder.space, encoder.people, encoder.teacher = fingerprint(space), frozenset([*train, *held_out]), photos.teacher
     return encoder, history
@@ -93,12 +96,11 @@ def fit_with_decoder(
     learner.check(learner.layout, photos.base.id, f"base {photos.base.source}")
     own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
     encoder = _untrained(photos, train, learner, options)
+    options = _linear(options) if own else options
     if own:  # networks beside the directions, at rates of 0.002 and 0.0002, made people held out worse
         learner = regressed(learner, encoder, photos, own, train)
-        parts = learner.freed(options.directions_lr)
+        parts = learner.freed(options.linear_lr)
         encoder.requires_grad_(False)
-        # In white coordinates noise on descriptions is largest where they vary least, and drowned what was to be learned.
-        options = replace(options, jitter=0.0)
     else:
         decoder = nn.ModuleList([learner.decoder, learner.decoder_residual])
         parts = {"encoder": (encoder, options.lr), "decoder": (decoder, options.lr)}
@@ -111,6 +113,14 @@ def fit_with_decoder(
         learner = moved.compacted(read_from(space, encoder, photos, own, train, held_out) if own else None)
     encoder.space, encoder.people, encoder.teacher = fingerprint(learner), frozenset([*train, *held_out]), photos.teacher
     return learner, encoder, history
+
+
+def _linear(options: EncoderOptions) -> EncoderOptions:
+    """The options where training begins at a regression.
+
+    In white coordinates noise on descriptions is largest where they vary least, and drowned what was to be learned.
+    """
+    return replace(options, jitter=0.0)
 
 
 def _beginning(space: Space, photos: PersonPhotos, options: EncoderOptions) -> OwnAdapters | None:
