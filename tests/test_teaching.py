@@ -255,8 +255,10 @@ def test_adapters_teach_what_a_persons_own_predict(base: BaseModel, layout: Layo
     with pytest.raises(W2WError, match=r"no adapter in .*, such as person-2"):
         OwnAdapters.of(dataset, ["person-0", "person-2"])
     faces = write_faces(tmp_path / "faces", {"Ada_Lovelace": 1, "person-0": 2})
-    told = PersonPhotos.of(base, faces, "train", "photo of sks person", dataset=dataset)
+    told = PersonPhotos.of(base, faces, "train", "photo of sks person", "adapters", dataset)
     assert told.teacher == "adapters" and list(told.latents) == ["person-0"]
+    everyone = PersonPhotos.of(base, faces, "train", "photo of sks person", dataset=dataset)
+    assert everyone.teacher == "both" and list(everyone.latents) == ["Ada_Lovelace", "person-0"]
     with pytest.raises(W2WError, match="cannot teach without a dataset"):
         PersonPhotos.of(base, faces, "train", "photo of sks person", "adapters")
 

@@ -19,7 +19,7 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         help="adapters: predict what each person's own adapters predict; photos: denoise their photos; both: adapters where people have "
-        "them, else photos; names: predict what the base does when it is told their name; auto: adapters where there is a dataset.",
+        "them, else photos; names: predict what the base does when it is told their name; auto: both with a dataset, else photos.",
     ),
 ]
 Loudness = Annotated[

@@ -102,7 +102,7 @@ class PersonPhotos:
         """Encode and describe the photos of a split's people, or of everyone if it is "".
 
         teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `both`, `names`, `photos`, or
-        `auto`: adapters where a dataset is given, else photos. loudness: with adapters (`OwnAdapters`), 2.5 unless given.
+        `auto`: both where a dataset is given, else photos. loudness: with adapters (`OwnAdapters`), 2.5 unless given.
         Descriptions are kept in the faces folder for the next time.
         Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, one that needs a dataset
         without one, or names that the base does not know.
@@ -115,7 +115,7 @@ class PersonPhotos:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
             owners = [person for person in people if person in have] or people
             taught = OwnAdapters.of(dataset, owners, LOUDNESS if loudness is None else loudness)
-            people = owners if teacher == "adapters" else people
+            people = people if teacher == "both" else owners
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)
         latents = {}
@@ -210,7 +210,7 @@ def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: floa
     if teacher not in TEACHERS:
         raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
     if teacher == "auto":
-        teacher = "photos" if dataset is None else "adapters"
+        teacher = "photos" if dataset is None else "both"
     own = teacher in ("adapters", "both")
     if loudness is not None and not (own and 0 < loudness < math.inf):
         raise W2WError(f"loudness {loudness:g} was given to teacher {teacher}. It is for adapters, and above 0; 1 is as loud as they are.")
