@@ -1,6 +1,6 @@
 """Encoders and decoders learn from photos and from adapters, begin at a regression where they can, and go on after a cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -230,9 +230,40 @@ def test_photos_teach_people_who_have_no_adapters(base: BaseModel, layout: Layou
     assert encoder.teacher == "both" and len(encoder.people) == 20 and len(history["step"]) == 3
     encoder.check(taught)
     assert fit_encoder(space, some, EncoderOptions(hidden=8, steps=0))[0].teacher == "both"
-    nobody = replace(own, taught=replace(own.taught, rows={}))
-    with pytest.raises(W2WError, match="holds no adapter of the people"):
-        fit_with_decoder(space, nobody, EncoderOptions(hidden=8, steps=0))
+    few = replace(own, taught=replace(own.taught, rows={f"person-{i}": [i] for i in range(9)}))
+    for fit in (fit_encoder, fit_with_decoder):
+        with pytest.raises(W2WError, match="adapters of 9 of these people; 10 are needed"):
+            fit(space, few, EncoderOptions(hidden=8, steps=0))
+    # As loud as they are: what adapters predict, and the noise itself; `smiling` is no lesson of a plain photo.
+    quiet = replace(both, taught=replace(both.taught, loudness=1.0))
+    asked = quiet._asked(people, noisy, target, timesteps, kinds, draw)
+    torch.testing.assert_close(asked[[0, 2]], torch.stack([target[0], mine[2]]), atol=1e-4, rtol=1e-4)
+    told = list[Tensor]()
+
+    def noted(people: Sequence[str], noisy: Tensor, target: Tensor, timesteps: Tensor, kinds: Tensor, draw: torch.Generator) -> Tensor:
+        told.append(kinds.view(3, -1))
+        return target
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PersonPhotos, "_asked", staticmethod(noted))
+        both.loss(layout, own.taught.mean.repeat(3, 1), people, 60, torch.Generator().manual_seed(0))
+    assert [bool((row == 1).any()) for row in told[0]] == [False, True, False]
+
+
+def test_an_encoder_that_begins_at_a_regression_trains_its_linear_map(
+    base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path
+) -> None:
+    own = taught_by_adapters(base, layout, described_photos, tmp_path / "own", 1.0)
+    assert own.taught is not None
+    space = AnchoredVaeSpace.fit(own.taught.dataset, SMALL, device="cpu")
+    start, _ = fit_encoder(space, own, EncoderOptions(hidden=8, steps=0))
+    trained, history = fit_encoder(space, own, EncoderOptions(hidden=8, steps=8, batch=8, measured=4))
+    losses = [held_out["loss"] for held_out in history["held_out"]]
+    assert history["kept_step"] > 0 and min(losses) < losses[0]
+    size, moved = start.linear.weight.square().mean().sqrt(), (trained.linear.weight - start.linear.weight).square().mean().sqrt()
+    assert 0.01 * size < moved < size
+    for ours, theirs in zip(trained.residual.parameters(), start.residual.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and not ours.requires_grad
 
 
 def test_adapters_teach_what_a_persons_own_predict(base: BaseModel, layout: Layout, described_photos: PersonPhotos, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ Loudness = Annotated[
     typer.Option(
         "--loudness",
         min=0,
-        help="With adapters as teachers: how far people's points lead from the mean adapter; 1 is as far as descriptions of faces "
-        "predict, which is nearer than adapters lie.",
+        help="With adapters as teachers, or both: how far people's points lead from the mean adapter; 1 is as far as descriptions of "
+        "faces predict, which is nearer than adapters lie.",
         show_default="2.5",
     ),
 ]

@@ -34,7 +34,8 @@ def in_processes(work: Callable[[T], R], things: Sequence[T], what: str, process
         with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
             yield from pool.map(work, things, chunksize=WORTH_A_PROCESS // 2)
     except BrokenProcessPool as error:
-        raise W2WError(f"a process that worked on {what} was killed, perhaps for memory. Run it again with fewer --processes.") from error
+        found = f"a process that worked on {what} was killed, perhaps for memory"
+        raise W2WError(f"{found}. Free some and run it again, with fewer --processes if it takes that.") from error
     finally:
         cv2.setNumThreads(threads)
 

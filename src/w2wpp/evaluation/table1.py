@@ -115,7 +115,7 @@ def table1(
         "command": command_line(),
         "versions": versions(),
         "left_out": subjects.left_out,
-        "settings": {**settings, "trained": trained},
+        "settings": settings | resolved({"table": replace(options, skip=()), "trained": trained}),
         "rows": compared([*(rows[head] for head in heads), _ceiling(subjects)]),
     }
 
@@ -128,10 +128,11 @@ def _settings(base: BaseModel, dataset: WeightDataset, adapters: AdapterOptions,
 
 
 def _origin(head: Head, trained: Sequence[tuple[str, str, str]]) -> dict[str, list[str]]:
-    """The digests of the space that was given, and of its encoder, for a row of one."""
+    """The digest of the space that was given, for a row of one, and that of its encoder where the row begins at it."""
     if head.space is None or head.needs is not None:
         return {}
-    return {"trained": next([space, encoder] for name, space, encoder in trained if name == f"{head.space}-{head.m}")}
+    space, encoder = next(digests for name, *digests in trained if name == f"{head.space}-{head.m}")
+    return {"trained": [space, encoder] if head.name.startswith("encoder") else [space]}
 
 
 def _kept_rows(folder: Path, heads: Sequence[Head], trained: Sequence[tuple[str, str, str]]) -> dict[Head, dict[str, Any]]:
@@ -144,7 +145,7 @@ def _kept_rows(folder: Path, heads: Sequence[Head], trained: Sequence[tuple[str,
         rows[head] = read_json(path)
         if rows[head].get("trained") != _origin(head, trained).get("trained"):
             found = f"{path} is of another {head.space} of m = {head.m}, or another encoder of it, than is given"
-            raise W2WError(f"{found}. Choose another folder, or take it away.")
+            raise W2WError(f"{found}. Choose another folder, or delete that row.")
     return rows
 
 

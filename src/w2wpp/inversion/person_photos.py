@@ -184,7 +184,7 @@ class PersonPhotos:
     ) -> Tensor:
         """The same where adapters teach, at their loudness; of people who have none, what denoises their photos, as loud.
 
-        Noise that is taught louder is no clearer, but over draws of it the mean of what is asked is as loud as that of adapters.
+        One draw's noise says little of a person, loud or not. Its mean over draws is what the person's best adapter would predict.
         """
         taught.dataset.layout.check_denoiser_alone()
         mine = taught.owners(people, len(noisy) // len(people)).to(noisy.device)
@@ -206,7 +206,7 @@ class PersonPhotos:
 
 
 def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: float | None) -> str:
-    """The teacher by its own name, `auto` resolved. Raises W2WError for an unknown one, `adapters` without a dataset, or its loudness."""
+    """The teacher by its own name, `auto` resolved. Raises W2WError for an unknown one, one without its dataset, or a loudness amiss."""
     if teacher not in TEACHERS:
         raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
     if teacher == "auto":

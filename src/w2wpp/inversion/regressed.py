@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from w2wpp.common.batches import batches
-from w2wpp.common.errors import W2WError
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.spaces.anchored_vae import AnchoredVaeSpace, Reading
@@ -54,8 +53,8 @@ def read_from(
 ) -> Reading:
     """How an adapter predicts where `encoder` puts its person's photos, by the components of `space`.
 
-    A ridge alone answers with less than people differ by. Its answers are enlarged until those for people held out vary as points
-    do, by LARGEST at most.
+    A ridge alone answers with less than people differ by. Its answers are enlarged until those for people held out (for all, if
+    none of these has an adapter) vary as points do, by LARGEST at most.
     """
 
     def given(people: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -74,11 +73,6 @@ def read_from(
 
 
 def _rows(photos: PersonPhotos, own: OwnAdapters, people: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """The mean description of the person of each of these people's adapters, [n, f], and the adapters' rows; some may have none.
-
-    Raises W2WError if nobody has one.
-    """
+    """The mean description of the person of each of these people's adapters, [n, f], and the adapters' rows; some may have none."""
     pairs = sorted((row, person) for person in people for row in own.rows.get(person, ()))  # in their order, each shard is read once
-    if not pairs:
-        raise W2WError(f"{own.dataset.folder} holds no adapter of the people to train on. Use --teacher photos, or train their adapters.")
     return torch.stack([photos.described[person].mean(0) for _, person in pairs]), [row for row, _ in pairs]

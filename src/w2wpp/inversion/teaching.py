@@ -42,7 +42,7 @@ class EncoderOptions:
     lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
     linear_lr: float = 4e-2  # the same where training begins at a regression, as a share of the size of what is trained
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
-    jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos
+    jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos; none after a regression
     measured: int = 10  # times that held-out people's loss is taken; the best is kept
     seed: int = 0
 
@@ -54,7 +54,8 @@ def fit_encoder(
 
     One photo is described; the decoded adapter has to do what the teacher asks on all of that person's photos. A tenth of
     the people is held out and says which step is kept. checkpoint: a file where training goes on if it was interrupted.
-    Where adapters teach, it begins at the regression of their points on descriptions, or at that times their loudness.
+    Where adapters teach, it begins at the regression of their points on descriptions, or at that times their loudness, and only
+    its linear map is trained.
     Returns the encoder, and its history: the loss and its parts on train and held-out people, one row per measurement.
     Raises W2WError for too few people, no steps where training begins at nothing, or a loss that is not a number.
     """
@@ -116,9 +117,10 @@ def fit_with_decoder(
 
 
 def _linear(options: EncoderOptions) -> EncoderOptions:
-    """The options where training begins at a regression.
+    """The options where training begins at a regression: without noise on descriptions.
 
-    In white coordinates noise on descriptions is largest where they vary least, and drowned what was to be learned.
+    In a space that is trained too, whose coordinates are white, it is largest where descriptions vary least, and drowned what was to
+    be learned.
     """
     return replace(options, jitter=0.0)
 
@@ -126,9 +128,13 @@ def _linear(options: EncoderOptions) -> EncoderOptions:
 def _beginning(space: Space, photos: PersonPhotos, options: EncoderOptions) -> OwnAdapters | None:
     """The adapters at whose regression training begins: those that teach, if they are of the space's layout.
 
-    Raises W2WError if there are none and no step is taken.
+    Raises W2WError if there are none and no step is taken, or if too few people have some.
     """
     own = photos.taught if photos.taught and photos.taught.dataset.layout == space.layout else None
+    owners = sum(person in own.rows for person in photos.latents) if own else 0
+    if own and owners < LEAST_PEOPLE:
+        found = f"{own.dataset.folder} holds adapters of {owners} of these people"
+        raise W2WError(f"{found}; {LEAST_PEOPLE} are needed to begin at their regression. Use --teacher photos, or train more adapters.")
     if not options.steps and not own:
         raise W2WError(f"0 steps leave an encoder that {photos.teacher} teach at z = 0 for every photo. Give --encoder-steps.")
     return own
@@ -218,7 +224,7 @@ class _Record:
         if train is not None:
             self.history["train"].append(train)
         if not held_out["loss"] < math.inf:
-            raise W2WError(f"the loss is not a number after {step} steps. Lower the rate (EncoderOptions.lr), or --loudness.")
+            raise W2WError(f"the loss is not a number after {step} steps. Lower the rate (EncoderOptions.lr, or linear_lr), or --loudness.")
         if held_out["loss"] < self.best:
             self.best, self.kept_step = held_out["loss"], step
             self.states = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in self.parts.items()}

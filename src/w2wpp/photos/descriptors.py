@@ -22,6 +22,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.files import read_checked, write_checked
 from w2wpp.common.processes import in_processes
 from w2wpp.common.progress import track
+from w2wpp.common.storage import Address
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.decoding import picture_bytes
 from w2wpp.photos.images import Image, read_image
@@ -31,7 +32,7 @@ SIDE = 128
 FACE_BOX = (14, 22, 114, 122)  # left, top, right, bottom of an aligned face, in pixels of SIDE
 CHIP_SIDE, CHIP_PADDING = 150, 0.25
 KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
-KEEP_EVERY = 1000  # photos between two writings of that file
+KEEP_EVERY = 1000  # photos between two writings of that file: what a kill costs at most
 
 
 def face_models() -> Path:
@@ -83,8 +84,8 @@ def mean_descriptions(people: Sequence[Sequence[Image]]) -> Tensor:
 def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Tensor]:
     """Descriptions of all photos of these people, person -> [p, 128] float32; those made before are read from the faces folder.
 
-    They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew, and on the way, so
-    that an interruption costs little.
+    They are kept by the checksums of the aligned photos, so that a photo that was replaced is described anew; also those
+    that were made when it is interrupted.
     """
     path = faces.folder / KEPT
     kept = _kept(path) if isinstance(path, Path) else {}
@@ -92,11 +93,23 @@ def described_faces(faces: AlignedFaces, people: Sequence[str]) -> dict[str, Ten
     sums = {file: hashlib.sha256(picture_bytes(file)).hexdigest() for listed in files.values() for file in listed}
     missing = {key: file for file, key in sums.items() if key not in kept}
     made = each_described([read_image(file) for file in missing.values()]) if missing else ()
-    for count, (key, described) in enumerate(zip(missing, made, strict=True), 1):
-        kept[key] = torch.from_numpy(described)
-        if isinstance(path, Path) and (count % KEEP_EVERY == 0 or count == len(missing)):  # in storage nothing is written unasked
-            write_checked(path, {"described": torch.stack(list(kept.values()))}, {"photos": json.dumps(list(kept))})
+    new: dict[str, Tensor] = {}
+    try:
+        for key, described in zip(missing, made, strict=True):
+            new[key] = torch.from_numpy(described)
+            if len(new) % KEEP_EVERY == 0:
+                _keep(path, kept | new)
+    finally:
+        if new:
+            _keep(path, kept | new)
+    kept |= new
     return {person: torch.stack([kept[sums[file]] for file in listed]) for person, listed in files.items()}
+
+
+def _keep(path: Path | Address, described: dict[str, Tensor]) -> None:
+    """Write descriptions [128], by the checksums of their photos; in storage nothing is written unasked."""
+    if isinstance(path, Path):
+        write_checked(path, {"described": torch.stack(list(described.values()))}, {"photos": json.dumps(list(described))})
 
 
 def _kept(path: Path) -> dict[str, Tensor]:
