@@ -2,6 +2,8 @@
 
     python benchmarks/edits.py --faces faces64 --m 512 --people 40 --pictures 4 --solver-steps 15 --folder edits
 
+With --encoder, the points edited are what it makes of the people's photos (the mean over photos); directions are fitted as before.
+
 The people scored are as many men as women of the dataset, drawn by seed; neither the PCA (a --space that is given may have),
 the directions nor the classifier saw them. Each person's point is edited plainly at every strength; at the lowest and the
 highest also debiased against the other attribute, and injected late. Every person has image seeds of their own, the same for
@@ -33,7 +35,9 @@ from w2wpp.common.files import read_json, write_json
 from w2wpp.common.runs import command_line, versions
 from w2wpp.common.seeds import generator
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.photos.alignment import AlignedFaces
+from w2wpp.photos.descriptors import described_faces
 from w2wpp.photos.images import Image, grid, write_image
 from w2wpp.spaces.base import Space
 from w2wpp.spaces.edits import Direction, attributes, debias, decoded_scale, edit, encode_rows, fit_direction
@@ -102,6 +106,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", type=Path, help="a space.safetensors; PCA of m components of the dataset unless given")
+    parser.add_argument("--encoder", help="edit the points of the people's photos by this encoder of --space, not those of their adapters")
     parser.add_argument("--m", type=int, default=512)
     parser.add_argument("--dataset", default="tiny-faces")
     parser.add_argument("--base", default="tiny-faces")
@@ -131,13 +136,14 @@ def main() -> None:
     classifiers = bench.classifiers(faces)
     own = own_photos(args.folder / "own.npz", faces, [bench.people[i] for i in test])
 
-    before, weights = space.decode(z[test]).cpu(), data.rows(test)
+    points = of_photos(args.encoder, space, faces, [bench.people[i] for i in test]) if args.encoder else z[test]
+    before, weights = space.decode(points).cpu(), data.rows(test)
     original, unencoded = bench.drawn("original", before, before), bench.drawn("unencoded", weights, weights)
     # Men come first, then women: but for two, the next person is of the same sex, which is the harder floor.
     following = before.roll(-1, 0)
     neighbour = bench.drawn("neighbour", following, following)
     rows, pictures = [], {}
-    for name, way, k, made in edited(bench, z[test], before, directions, strengths):
+    for name, way, k, made in edited(bench, points, before, directions, strengths):
         pictures[name, way, k] = made
         rows.append({"attribute": name, "strength": k, "way": way, **compare(original, made, classifiers, own)})
         print(rows[-1], file=sys.stderr, flush=True)
@@ -156,6 +162,15 @@ def main() -> None:
     }
     write_json(args.out, report)
     write_image(args.sheet, sheet(original, pictures, strengths, shown(test)))
+
+
+@torch.no_grad()
+def of_photos(encoder: str, space: Space, faces: AlignedFaces, people: Sequence[str]) -> Tensor:
+    """Where an encoder puts each person's photos, [k, m]."""
+    network = PhotoEncoder.from_pretrained(encoder)
+    network.check(space)
+    described = described_faces(faces, people)
+    return torch.stack([network(described[person]).mean(0) for person in people])
 
 
 def edited(
@@ -211,7 +226,8 @@ def about(direction: Direction) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in ("folder", "out", "sheet", "device", "faces")}
+    left_out = ("folder", "out", "sheet", "device", "faces")
+    return {key: value for key, value in vars(args).items() if key not in left_out and value is not None}
 
 
 def keep_settings(args: argparse.Namespace) -> None:
