@@ -213,7 +213,8 @@ def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: floa
         teacher = "photos" if dataset is None else "both"
     own = teacher in ("adapters", "both")
     if loudness is not None and not (own and 0 < loudness < math.inf):
-        raise W2WError(f"loudness {loudness:g} was given to teacher {teacher}. It is for adapters, and above 0; 1 is as loud as they are.")
+        found = f"loudness {loudness:g} was given to teacher {teacher}"
+        raise W2WError(f"{found}. It is for adapters and both, and above 0; 1 is as loud as they are.")
     if own and dataset is None:
         raise W2WError("adapters cannot teach without a dataset that holds them. Give --dataset, or --teacher photos.")
     return teacher
