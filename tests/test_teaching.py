@@ -150,6 +150,9 @@ def test_a_ridge_finds_the_directions_that_inputs_predict() -> None:
     lost = (ridge.centre + z @ directions - y).square().sum() / (y - y.mean(0)).square().sum()
     assert lost < 0.02 and directions[2:].norm() < 0.01 * directions.norm()
     assert ridge.directions(9)[0].shape == (6, 30)
+    # Of an input that holds the others again, but for rounding, no direction is made.
+    again = torch.cat([x, x[:, :1] + 1e-4 * torch.randn(400, 1, generator=draw)], 1)
+    assert Ridge.fit(again, lambda s: y[s]).directions(9)[0].shape == (6, 30)
 
 
 def taught_by_adapters(base: BaseModel, layout: Layout, described_photos: PersonPhotos, folder: Path, loudness: float) -> PersonPhotos:

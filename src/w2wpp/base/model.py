@@ -156,11 +156,10 @@ class BaseModel:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> list[Image]:
         """Scaled latents [n, c, h', w'] -> pictures [h, w, 3] uint8."""
-        vae = self.pipeline.vae
 
         def decoded(s: slice) -> list[Image]:
             part = latents[s]
-            pixels = vae.decode(part.to(self.device, self.dtype) / vae.config.scaling_factor).sample
+            pixels = self._decoded(part)
             if not (torch.isfinite(part).all() and torch.isfinite(pixels).all()):  # it would be black
                 raise W2WError(
                     f"a picture of {self.source} holds NaN or infinity: an adapter or the guidance is too large. Take a smaller one."
@@ -241,6 +240,19 @@ class BaseModel:
 
         groups = in_groups(len(seeds), batch or pictures_at_a_time(self, len(seeds)), drawn, "pictures")
         return [image for group in groups for image in group]
+
+    def draw(self, noise: Tensor, contexts: tuple[Tensor, Tensor], layout: Layout, weights: Tensor, guidance: float, steps: int) -> Tensor:
+        """From noise [n, c, h, w] to pictures [n, 3, h, w], about in [-1, 1], as `generate`, with gradients to adapters weights [k, d].
+
+        contexts: of the captions and of what guidance leads away from, [n, tokens, width] each. Each adapter draws n / k pictures.
+        """
+        latents = self._solve(noise, [contexts] * 2, layout, [weights] * 2, 1.0, guidance, steps)
+        return self._decoded(latents).float()
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        pixels: Tensor = vae.decode(latents.to(self.device, self.dtype) / vae.config.scaling_factor).sample
+        return pixels
 
     def _contexts(
         self, captions: Sequence[str], negative: str, plain: dict[str, Tensor], layout: Layout | None, adapters: Tensor | None

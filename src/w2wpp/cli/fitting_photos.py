@@ -19,7 +19,8 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         help="adapters: predict what each person's own adapters predict; photos: denoise their photos; both: adapters where people have "
-        "them, else photos; names: predict what the base does when it is told their name; auto: both with a dataset, else photos.",
+        "them, else photos; likeness: draw what looks like their photos to the network that describes these, which is best and costs "
+        "most; names: predict what the base does when it is told their name; auto: both with a dataset, else photos.",
     ),
 ]
 Loudness = Annotated[
@@ -27,8 +28,8 @@ Loudness = Annotated[
     typer.Option(
         "--loudness",
         min=0,
-        help="With adapters as teachers, or both: how far people's points lead from the mean adapter; 1 is as far as descriptions of "
-        "faces predict, which is nearer than adapters lie.",
+        help="Where adapters teach, or likeness with a dataset: how far people's points lead from the mean adapter at the start; 1 is as "
+        "far as descriptions of faces predict, which is nearer than adapters lie.",
         show_default="2.5",
     ),
 ]

@@ -1,8 +1,9 @@
 """Photos of people to learn from: their latents, their descriptions, and what the decoded adapter of a person has to do.
 
 Teachers. `adapters`: predict what the person's own adapters predict, on their noised photos. `photos`: denoise the
-person's photos (eq. 5). `both`: adapters teach where people have them, and photos where they have none. `names`: predict what the
-base itself predicts when it is told the person's name, for a base that learned names from photos.
+person's photos (eq. 5). `both`: adapters teach where people have them, and photos where they have none. `likeness`: draw what
+looks like the person's photos (`inversion.likeness`). `names`: predict what the base itself predicts when it is told the person's
+name, for a base that learned names from photos.
 """
 
 import math
@@ -21,13 +22,15 @@ from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion.likeness import unlikeness
 from w2wpp.lora.batched import adapted
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.descriptors import described_faces
 from w2wpp.photos.images import to_tensor
 
-TEACHERS = ("auto", "adapters", "both", "names", "photos")
+WITH_ADAPTERS = ("adapters", "both", "likeness")  # teachers whose training begins at a dataset's adapters, or may
+TEACHERS = ("auto", "adapters", "both", "likeness", "names", "photos")
 SUBJECT = "sks person"  # what stands in a prompt for the adapter's person
 ENDS = ("", " smiling")  # of the captions that are taught
 PLAIN, SMILING, EMPTY, CLASS = range(4)  # which of the contexts
@@ -81,12 +84,13 @@ class PersonPhotos:
     """Photos of people as a base sees them, and as a face describer does."""
 
     base: BaseModel
-    latents: Mapping[str, Tensor]  # person -> [p, c, h, w], each photo and its mirror image
+    latents: Mapping[str, Tensor]  # person -> [p, c, h, w], each photo and its mirror image; not needed for `likeness`
     described: Mapping[str, Tensor]  # person -> [p, f]
     contexts: Tensor  # [c, tokens, width], of the adapters' prompt, the same with " smiling", the empty caption, the class
     named: Mapping[str, Tensor] = field(default_factory=dict)  # person -> [2, tokens, width], their name's captions; for `names`
-    taught: OwnAdapters | None = None  # for `adapters`, of everyone, and for `both`
+    taught: OwnAdapters | None = None  # for `adapters`, of everyone, for `both`, and for `likeness` where training begins
     prompt: str = ""  # of the first context
+    alike: bool = False  # for `likeness`
 
     @classmethod
     def of(
@@ -101,7 +105,7 @@ class PersonPhotos:
     ) -> "PersonPhotos":
         """Encode and describe the photos of a split's people, or of everyone if it is "".
 
-        teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `both`, `names`, `photos`, or
+        teacher: `adapters` (each person's own in `dataset`; people who have none are left out), `both`, `likeness`, `names`, `photos`, or
         `auto`: both where a dataset is given, else photos. loudness: with adapters (`OwnAdapters`), 2.5 unless given.
         Descriptions are kept in the faces folder for the next time.
         Raises W2WError for a split of nobody, without the extra that describes, for an unknown teacher, one that needs a dataset
@@ -110,35 +114,50 @@ class PersonPhotos:
         faces = faces if isinstance(faces, AlignedFaces) else AlignedFaces.load(faces)
         people = faces.choose(split)
         teacher = _checked_teacher(teacher, dataset, loudness)
-        taught = None
-        if teacher in ("adapters", "both") and dataset is not None:
+        taught, alike = None, teacher == "likeness"
+        if teacher in WITH_ADAPTERS and dataset is not None:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
             owners = [person for person in people if person in have] or people
             taught = OwnAdapters.of(dataset, owners, LOUDNESS if loudness is None else loudness)
-            people = people if teacher == "both" else owners
+            people = owners if teacher == "adapters" else people
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)
         latents = {}
-        for person in track(people, "encode photos", "people"):
+        for person in track([] if alike else people, "encode photos", "people"):
             images = to_tensor(faces.photos(person))
             latents[person] = base.encode_images(torch.cat([images, images.flip(-1)])).float()
         captions = [prompt]
-        if named or taught:
+        if named or taught or alike:
             captions = [*(prompt + end for end in ENDS), ""]
         if dataset is not None and taught:
             captions.append(dataset.meta.get("adapters", {}).get("prior_prompt", ""))
-        return cls(base, latents, described, base.encode_text(captions).float(), named, taught, prompt)
+        return cls(base, latents, described, base.encode_text(captions).float(), named, taught, prompt, alike)
+
+    @property
+    def people(self) -> list[str]:
+        """Whose photos these are."""
+        return sorted(self.described if self.alike else self.latents)
 
     @property
     def teacher(self) -> str:
         """Which teacher this is."""
+        if self.alike:
+            return "likeness"
         if self.taught:
             return "adapters" if self.latents.keys() <= self.taught.rows.keys() else "both"
         return "names" if self.named else "photos"
 
+    @cached_property
+    def centre(self) -> Tensor:
+        """The mean over people of their photos' descriptions, [f]: likeness is told about it, for all faces are alike."""
+        return torch.stack([photos.mean(0) for photos in self.described.values()]).mean(0)
+
     def loss(self, layout: Layout, weights: Tensor, people: Sequence[str], draws: int, draw: torch.Generator) -> Tensor:
-        """The teacher's loss for adapters weights [k, d], each on `draws` draws of photo, timestep and noise: [k]."""
+        """The teacher's loss for adapters weights [k, d], each on `draws` draws of photo, timestep and noise, or pictures: [k]."""
         layout.check_denoiser_alone()
+        if self.alike:
+            described, contexts = [self.described[person] for person in people], [self.contexts[PLAIN], self.contexts[EMPTY]]
+            return unlikeness(self.base, layout, weights, described, self.centre, contexts, draws, draw)
         k, device = len(people), self.base.device
         latents = torch.stack([self.latents[p][torch.randint(len(self.latents[p]), (draws,), generator=draw)] for p in people]).to(device)
         share = (torch.arange(draws) + torch.rand(k, draws, generator=draw)) / draws
@@ -211,11 +230,10 @@ def _checked_teacher(teacher: str, dataset: WeightDataset | None, loudness: floa
         raise W2WError(f"no teacher is called {teacher!r}. Choose {', '.join(TEACHERS)}.")
     if teacher == "auto":
         teacher = "photos" if dataset is None else "both"
-    own = teacher in ("adapters", "both")
-    if loudness is not None and not (own and 0 < loudness < math.inf):
+    if loudness is not None and not (teacher in WITH_ADAPTERS and dataset is not None and 0 < loudness < math.inf):
         found = f"loudness {loudness:g} was given to teacher {teacher}"
-        raise W2WError(f"{found}. It is for adapters and both, and above 0; 1 is as loud as they are.")
-    if own and dataset is None:
+        raise W2WError(f"{found}. It is for {', '.join(WITH_ADAPTERS)}, with a dataset, and above 0; 1 is as loud as they are.")
+    if teacher in ("adapters", "both") and dataset is None:
         raise W2WError("adapters cannot teach without a dataset that holds them. Give --dataset, or --teacher photos.")
     return teacher
 

@@ -29,6 +29,7 @@ from w2wpp.spaces.networks import kl_divergence
 from w2wpp.spaces.point_files import fingerprint
 
 LEAST_PEOPLE = 10
+LINEAR_LR = {"likeness": 8e-2, "both": 4e-2, "adapters": 4e-2}  # by teacher, chosen on val people
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class EncoderOptions:
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step
     lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
-    linear_lr: float = 4e-2  # the same where training begins at a regression, as a share of the size of what is trained
+    # The same where training begins at a regression, as a share of the size of what is trained; of LINEAR_LR unless given.
+    linear_lr: float | None = None
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos; none after a regression
-    measured: int = 10  # times that held-out people's loss is taken; the best is kept
+    measured: int = 5  # times that held-out people's loss is taken; the best is kept
     seed: int = 0
 
 
@@ -61,7 +63,7 @@ def fit_encoder(
     """
     space = space.to(photos.base.device)
     space.check(space.layout, photos.base.id, f"base {photos.base.source}")
-    own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
+    own, (train, held_out) = _beginning(space, photos, options), _split(photos.people, options.seed)
     encoder = _untrained(photos, train, space, options)
     options = _linear(options) if own else options
     bound = _Bound(space, encoder, photos, options)
@@ -73,7 +75,7 @@ def fit_encoder(
             losses[loudness] = bound.measure(held_out)["loss"]
         follow(encoder, ridge, min(losses, key=lambda loudness: losses[loudness]) * ridge.slope.T, ridge.centre)
         encoder.requires_grad_(False)
-        trained = encoder.linear, options.linear_lr * float(encoder.linear.weight.square().mean().sqrt())
+        trained = encoder.linear, _linear_lr(options, photos) * float(encoder.linear.weight.square().mean().sqrt())
     history = _descend(bound, {"encoder": trained}, train, held_out, checkpoint)
     encoder = encoder.cpu().eval()
     encoder.space, encoder.people, encoder.teacher = fingerprint(space), frozenset([*train, *held_out]), photos.teacher
@@ -95,12 +97,12 @@ def fit_with_decoder(
         raise W2WError(f"a space of kind {space.kind} has no decoder that can be trained on photos. Fit an anchored-vae.")
     learner = deepcopy(space).to(photos.base.device)
     learner.check(learner.layout, photos.base.id, f"base {photos.base.source}")
-    own, (train, held_out) = _beginning(space, photos, options), _split(sorted(photos.latents), options.seed)
+    own, (train, held_out) = _beginning(space, photos, options), _split(photos.people, options.seed)
     encoder = _untrained(photos, train, learner, options)
     options = _linear(options) if own else options
     if own:  # networks beside the directions, at rates of 0.002 and 0.0002, made people held out worse
         learner = regressed(learner, encoder, photos, own, train)
-        parts = learner.freed(options.linear_lr)
+        parts = learner.freed(_linear_lr(options, photos))
         encoder.requires_grad_(False)
     else:
         decoder = nn.ModuleList([learner.decoder, learner.decoder_residual])
@@ -125,13 +127,17 @@ def _linear(options: EncoderOptions) -> EncoderOptions:
     return replace(options, jitter=0.0)
 
 
+def _linear_lr(options: EncoderOptions, photos: PersonPhotos) -> float:
+    return options.linear_lr or LINEAR_LR[photos.teacher]
+
+
 def _beginning(space: Space, photos: PersonPhotos, options: EncoderOptions) -> OwnAdapters | None:
     """The adapters at whose regression training begins: those that teach, if they are of the space's layout.
 
     Raises W2WError if there are none and no step is taken, or if too few people have some.
     """
     own = photos.taught if photos.taught and photos.taught.dataset.layout == space.layout else None
-    owners = sum(person in own.rows for person in photos.latents) if own else 0
+    owners = sum(person in own.rows for person in photos.people) if own else 0
     if own and owners < LEAST_PEOPLE:
         found = f"{own.dataset.folder} holds adapters of {owners} of these people"
         raise W2WError(f"{found}; {LEAST_PEOPLE} are needed to begin at their regression. Use --teacher photos, or train more adapters.")
@@ -248,7 +254,7 @@ class _Record:
 
 
 class _Bound:
-    """Eq. 7, amortised: the denoising loss of decoded draws of z, and the KL of their distribution to the prior."""
+    """Eq. 7, amortised: the teacher's loss of decoded draws of z, and the KL of their distribution to the prior."""
 
     def __init__(self, space: Space, encoder: PhotoEncoder, photos: PersonPhotos, options: EncoderOptions) -> None:
         self.space, self.encoder, self.photos, self.options = space, encoder.to(photos.base.device), photos, options
@@ -263,9 +269,9 @@ class _Bound:
         given = given + jitter * self.encoder.scale * torch.randn(given.shape, generator=draw).to(given)
         mean = self.encoder(given)
         z = mean + (self.log_variance / 2).exp() * torch.randn(mean.shape, generator=draw).to(mean)
-        denoising = self.photos.loss(self.space.layout, self.space.decode(z), people, self.options.draws, draw).mean()
+        taught = self.photos.loss(self.space.layout, self.space.decode(z), people, self.options.draws, draw).mean()
         kl = kl_divergence(mean, self.log_variance.expand_as(mean)).mean()
-        return {"loss": denoising + self.options.prior_weight * kl, "denoising": denoising, "kl": kl}
+        return {"loss": taught + self.options.prior_weight * kl, "taught": taught, "kl": kl}
 
     @torch.no_grad()
     def measure(self, people: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,111 @@
+"""Likeness teaches what adapters draw to look like photos, by dlib's network in torch, which says what dlib says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conftest import close, write_faces
+from w2wpp.base.model import BaseModel
+from w2wpp.common.errors import W2WError
+from w2wpp.inversion import likeness
+from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.inversion.teaching import EncoderOptions, fit_encoder
+from w2wpp.lora.layout import Layout
+from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, FACE_BOX, SIDE, describe_faces, face_models
+from w2wpp.photos.face_network import FaceNetwork
+from w2wpp.photos.images import to_tensor
+from w2wpp.spaces.pca import PcaSpace
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32, so that equal means equal on every processor."""
+    monkeypatch.setenv("W2WPP_PRECISION", "float32")
+
+
+@pytest.fixture
+def describer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
+    """What stands for the describing network, which is an extra: [n, 6], the levels of six parts of a picture."""
+
+    def describe(pixels: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), (2, 3)).flatten(1)
+
+    monkeypatch.setattr(likeness, "describe_pixels", describe)
+    return describe
+
+
+def test_the_network_in_torch_describes_as_dlib_does() -> None:
+    dlib = pytest.importorskip("dlib")
+    faces = BaseModel.load("tiny-faces", "cpu").generate("photo of a person", range(6))
+    models = face_models()
+    landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
+    theirs = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+    large = [np.ascontiguousarray(np.kron(face, np.ones((2, 2, 1), np.uint8))) for face in faces]
+    assert large[0].shape == (SIDE, SIDE, 3)
+    chips = [dlib.get_face_chip(face, landmarks(face, dlib.rectangle(*FACE_BOX)), CHIP_SIDE, CHIP_PADDING) for face in large]
+    expected = torch.tensor(np.array([theirs.compute_face_descriptor(chip) for chip in chips]), dtype=torch.float32)
+    found = FaceNetwork.load(models / "dlib_face_recognition_resnet_model_v1.dat")(
+        torch.tensor(np.array(chips)).permute(0, 3, 1, 2).float()
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    # Without looking for landmarks, descriptions are near: far nearer than those of two faces.
+    whole, near = torch.from_numpy(describe_faces(faces)), likeness.describe_pixels(to_tensor(faces))
+    apart = (whole[:, None] - whole).norm(dim=2).sum() / 30
+    assert (near - whole).norm(dim=1).mean() < 0.5 * apart
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "network.dat"
+    file.write_bytes(bytes(1000))
+    with pytest.raises(W2WError, match="another network than dlib's"):
+        FaceNetwork.load(file)
+
+
+def test_likeness_teaches_an_encoder(
+    base: BaseModel, bent_weights: Tensor, layout: Layout, described_photos: PersonPhotos, describer: Callable[[Tensor], Tensor]
+) -> None:
+    space = PcaSpace.fit(bent_weights, layout=layout, base_id=base.id, m=6)
+    contexts = base.encode_text(["photo of sks person", "photo of sks person smiling", ""]).float()
+    # People's photos are what adapters of the space draw, so there are points that draw what looks like them.
+    draw = torch.Generator().manual_seed(1)
+    weights, noise = space.decode(4 * torch.randn(60, 6, generator=draw)), torch.randn(60 * 8, *base.latent_shape, generator=draw)
+    both = (contexts[0].expand(480, -1, -1), contexts[2].expand(480, -1, -1))
+    with torch.no_grad():
+        described = describer(base.draw(noise, both, layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS)).unflatten(0, (60, 8))
+    people = PersonPhotos(base, {}, {f"person-{i}": photos for i, photos in enumerate(described)}, contexts, alike=True)
+    assert people.teacher == "likeness" and len(people.people) == 60
+    options = EncoderOptions(hidden=8, steps=40, batch=16, draws=4, lr=1e-2, measured=2)
+    encoder, history = fit_encoder(space, people, options)
+    losses = [found["taught"] for found in history["held_out"]]
+    assert history["kept_step"] > 0 and min(losses) < losses[0] and encoder.teacher == "likeness"
+
+
+def test_unlikeness_is_of_what_is_drawn(
+    base: BaseModel, bent_weights: Tensor, layout: Layout, describer: Callable[[Tensor], Tensor]
+) -> None:
+    contexts = [base.encode_text([caption])[0].float() for caption in ("photo of sks person", "")]
+    weights = bent_weights[:2].clone().requires_grad_(True)
+
+    def drawn(count: int) -> Tensor:
+        return torch.randn(count, *base.latent_shape, generator=torch.Generator().manual_seed(3))
+
+    both = [context.expand(4, -1, -1) for context in contexts]
+    with torch.no_grad():
+        made = describer(base.draw(drawn(4), (both[0], both[1]), layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS))
+    wanted, centre = [made[:2], made[2:]], made.mean(0) + 0.1
+    lost = likeness.unlikeness(base, layout, weights, wanted, centre, contexts, 2, torch.Generator().manual_seed(3))
+    cosines = [F.cosine_similarity(made[2 * i : 2 * i + 2] - centre, wanted[i].mean(0) - centre, dim=1).mean() for i in range(2)]
+    assert close(lost.detach(), 1 - torch.stack(cosines))
+    lost.sum().backward()
+    assert weights.grad is not None and weights.grad.abs().amax(1).min() > 0
+
+
+def test_loudness_needs_adapters(base: BaseModel, tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", {"Ada_Lovelace": 1})
+    with pytest.raises(W2WError, match="loudness 2 was given to teacher likeness"):
+        PersonPhotos.of(base, faces, "", "photo of sks person", "likeness", None, 2.0)
