@@ -6,7 +6,7 @@ The adapters may be made here first, with the options of the dataset's own: --tr
 
 Reconstruction: adapters of people whom no space has seen, from half of their photos (`w2w adapters train FACES --split val`).
 Each way in gives a point; what it decodes to draws pictures; they are scored against the other half of the photos. Ways: `encode`
-of the space, the encoder of photos on what the adapter draws, and that refined; PCA's own; and the adapter as it is.
+of the space, the encoder of photos on what the adapter draws (ours), and that refined; PCA's own; and the adapter as it is.
 Inversion: each --pair SPACE:ENCODER on one photo of each person, from the encoder alone; the first one also after 40 evaluations.
 Writes docs/results/one_space.json. A second run with --part goes on with the part it names and keeps the others.
 """
@@ -115,7 +115,7 @@ def reconstruction(
     ways: dict[str, Tensor | None] = {"base": None, "adapter": weights, "pca": pca.decode(pca.encode(weights))}
     with torch.no_grad():
         ways["ours_encode"] = space.decode(space.encode(weights)).cpu()
-        for name, options in {"ours_pictures": AdapterReading(steps=0), "ours": AdapterReading()}.items():
+        for name, options in {"ours": AdapterReading(), "ours_refined": AdapterReading(steps=20)}.items():
             z = points_of_adapters(base, space, encoder, weights, keys, options)
             ways[name] = space.decode(z.to(space.device)).cpu()
     scored: dict[str, Any] = {"m": space.m, "n": len(keys)}

@@ -100,7 +100,7 @@ def points(args: argparse.Namespace, base: BaseModel, space: Space) -> Examples:
     rows = sorted(first.values())
     rows = rows[:: max(1, len(rows) // args.people)][: args.people]
     words = data.prompting
-    how = AdapterReading(args.read_pictures, args.read_steps, words.guidance, words.prompt, steps=0, group=64)
+    how = AdapterReading(args.read_pictures, args.read_steps, words.guidance, words.prompt, group=64)
     made = examples_of_adapters(base, space, PhotoEncoder.load(args.encoder), data, how, rows)
     if args.keep_points:
         made.save(args.keep_points, space)

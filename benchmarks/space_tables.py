@@ -10,8 +10,8 @@ WAYS = {
     "adapter": "the adapter itself, of half of the photos",
     "pca": "the adapter through PCA",
     "ours_encode": "the adapter through the one space, by `encode`",
-    "ours_pictures": "the same, by the pictures that the adapter draws",
-    "ours": "the same, refined by 20 steps",
+    "ours": "the same, by the pictures that the adapter draws",
+    "ours_refined": "the same, refined by 20 steps",
 }
 
 

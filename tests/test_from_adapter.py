@@ -1,14 +1,19 @@
 """An adapter's point comes from what it draws and predicts, not from its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import w2wpp.inversion.encoder
+from conftest import Ended
 from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
+from w2wpp.dataset.weights import WeightDataset
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.from_adapter import AdapterReading, points_of_adapters
 from w2wpp.lora.batched import initial_weights
@@ -16,6 +21,7 @@ from w2wpp.lora.layout import Layout
 from w2wpp.photos.images import Image
 from w2wpp.spaces.pca import PcaSpace
 from w2wpp.spaces.point_files import fingerprint
+from w2wpp.spaces.reconstruct import reconstruct
 
 QUICK = AdapterReading(pictures=2, solver_steps=2, steps=0)
 
@@ -69,3 +75,28 @@ def test_a_foreign_encoder_and_useless_options_are_refused(base: BaseModel, spac
         points_of_adapters(base, space, PhotoEncoder(2, 3, 4), weights[:1], ["a"], QUICK)
     with pytest.raises(W2WError, match="cannot be read"):
         AdapterReading(lr=float("nan"))
+
+
+def test_reconstruct_reads_pictures_where_there_is_an_encoder(
+    pico: Path, dataset: Path, tmp_path: Path, w2w: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = PcaSpace.fit(WeightDataset.load(dataset), m=3)
+    space.save(tmp_path / "space.safetensors")
+    network = PhotoEncoder(4, 3, 4)
+    network.space = fingerprint(space)
+    network.linear.bias.data = torch.tensor([0.5, -0.5, 1.0])  # every picture is of one person
+    network.save(tmp_path / "encoder.safetensors")
+    monkeypatch.setattr(w2wpp.inversion.encoder, "mean_descriptions", lambda people: torch.zeros(len(people), 4))
+    common = ["--base", pico, "--device", "cpu", "--solver-steps", 1, "--runs", tmp_path / "runs", "--json", "--n", 2]
+
+    def rebuilt(*words: object) -> dict[str, Any]:
+        return w2w("reconstruct", tmp_path / "space.safetensors", dataset, *words, *common).json()
+
+    by_weights, given = rebuilt("--out", tmp_path / "weights.png"), ["--encoder", tmp_path / "encoder.safetensors"]
+    by_pictures = rebuilt(*given, "--out", tmp_path / "pictures.png")
+    assert (by_weights["by"], by_pictures["by"]) == ("weights", "pictures") and by_weights["lost"] != by_pictures["lost"]
+    _, lost = reconstruct(space, WeightDataset.load(dataset).rows([0, 1]), network.linear.bias.detach().expand(2, -1))
+    assert list(by_pictures["lost"].values()) == pytest.approx(lost, rel=1e-3)
+    for words, expected in (([*given, "--by", "weights"], "--by weights reads none"), (["--by", "pictures"], "has no encoder of its own")):
+        ended = w2w("reconstruct", tmp_path / "space.safetensors", dataset, *words, *common, "--out", tmp_path / "none.png")
+        assert ended.code == 2 and expected in ended.err and not (tmp_path / "none.png").exists()

@@ -140,7 +140,7 @@ def test_demo_makes_one_self_contained_report(tmp_path: Path, pico: Path, datase
     results = run_demo(options, tmp_path / "demo")
     html = results["report"].read_text()
     assert [section["title"] for section in results["sections"]] == [
-        "New people, drawn from a space", "From one person to another", "Adapters, encoded and decoded",
+        "New people, drawn from a space", "From one person to another", "Adapters, to points and back",
         "One attribute changed", "Who is near",
         "From one photo to a model",
     ]  # fmt: skip

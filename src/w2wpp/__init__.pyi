@@ -14,6 +14,8 @@ from .exchange.denoiser import Denoiser as Denoiser
 from .exchange.importing import import_loras as import_loras
 from .inversion.encoder import PhotoEncoder as PhotoEncoder
 from .inversion.evolution import EvolutionOptions as EvolutionOptions
+from .inversion.from_adapter import AdapterReading as AdapterReading
+from .inversion.from_adapter import points_of_adapters as points_of_adapters
 from .inversion.gradient import PUBLISHED as PUBLISHED
 from .inversion.gradient import REFINED as REFINED
 from .inversion.gradient import InversionOptions as InversionOptions
@@ -51,6 +53,7 @@ __all__ = [
     "PUBLISHED",
     "REFINED",
     "AdapterOptions",
+    "AdapterReading",
     "AlignedFaces",
     "AnchoredOptions",
     "AnchoredVaeSpace",
@@ -87,6 +90,7 @@ __all__ = [
     "merge",
     "nearest",
     "picture_rows",
+    "points_of_adapters",
     "read_image",
     "reconstruct",
     "save_points",

@@ -18,6 +18,7 @@ from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation.id_score import id_score
 from w2wpp.exchange.formats.peft import write_peft
 from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.inversion.from_adapter import AdapterReading, points_of_adapters
 from w2wpp.inversion.gradient import PUBLISHED
 from w2wpp.inversion.invert_photos import invert_photos
 from w2wpp.inversion.photo import ready_photo
@@ -145,18 +146,25 @@ def walked(base: BaseModel, space: Space, options: DemoOptions, folder: Path) ->
 
 
 def rebuilt(base: BaseModel, dataset: WeightDataset, spaces: Mapping[str, Space], options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """Adapters of the dataset over what each space makes of them."""
-    weights = dataset.rows(people_of(dataset, options.people))
-    found = {name: reconstruct(space, weights) for name, space in spaces.items()}
-    versions = [weights, *(back for back, _ in found.values())]
+    """Adapters of the dataset over what each space makes of them: of their weights, or with an encoder of what they draw."""
+    chosen = people_of(dataset, options.people)
+    weights, ids = dataset.rows(chosen), [dataset.ids[i] for i in chosen]
+    versions, told = [weights], []
+    for name, space in spaces.items():
+        if options.space and space.kind != "pca":
+            encoder = PhotoEncoder.from_pretrained(options.space)
+            z = points_of_adapters(base, space, encoder, weights, ids, AdapterReading(prompt=options.prompt))
+            versions.append(reconstruct(space, weights, z)[0])
+            told.append(f"{name} reads the pictures that adapters draw")
+        else:
+            back, lost = reconstruct(space, weights)
+            versions.append(back)
+            told.append(f"{name} reads their weights, and loses {fmean(lost):.0%} of the squared distance from its centre")
     rows = [[row[0] for row in picture_rows(base, dataset.layout, version, options.prompt, [options.seed])] for version in versions]
     write_image(folder / "reconstructions.png", grid(enlarged(rows)))
-    shares = "; ".join(f"{name} {fmean(lost):.0%}" for name, (_, lost) in found.items())
-    text = f"Of an adapter's squared distance from the space's centre is lost: {shares}."
-    if options.space:
-        text += " Most of that differs between two adapters of one person too."
     caption = "Top to bottom: the adapter itself, " + ", ".join(spaces) + "; one column per person"
-    return {"title": "Adapters, encoded and decoded", "text": text, "figures": [{"file": "reconstructions.png", "caption": caption}]}
+    figure = {"file": "reconstructions.png", "caption": caption}
+    return {"title": "Adapters, to points and back", "text": "; ".join(told) + ".", "figures": [figure]}
 
 
 def edited(base: BaseModel, space: Space, dataset: WeightDataset, z: torch.Tensor, options: DemoOptions, folder: Path) -> dict[str, Any]:

@@ -43,6 +43,16 @@ Dataset = Annotated[str, typer.Argument(help="tiny-faces (embedded), the folder 
 SpaceFile = Annotated[
     Path, typer.Argument(help="A space.safetensors by `w2w fit`, its folder, address (s3://...) or hub id, or tiny-faces (embedded).")
 ]
+
+
+class ReadBy(StrEnum):
+    """By what a space reads adapters."""
+
+    auto = "auto"
+    pictures = "pictures"
+    weights = "weights"
+
+
 EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="The encoder of the space, made by `w2w fit`; tiny-faces has its own.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Caption; `sks` stands for the adapter's person.", show_default=REMEMBERED)]
 Guidance = Annotated[

@@ -158,7 +158,7 @@ def points_of_dataset(
         return Examples.of_dataset(w2w.Space.from_pretrained(space), data)
     model, opened = open_space(space, base, device, precision)
     words = data.prompting
-    how = AdapterReading(pictures=pictures[0], solver_steps=pictures[1], guidance=words.guidance, prompt=words.prompt, steps=0, seed=seed)
+    how = AdapterReading(pictures=pictures[0], solver_steps=pictures[1], guidance=words.guidance, prompt=words.prompt, seed=seed)
     return examples_of_adapters(model, opened, encoder_of(space, encoder), data, how)
 
 

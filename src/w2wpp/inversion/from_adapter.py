@@ -1,7 +1,7 @@
 """From an adapter to a point, by what the adapter does: the pictures it draws, and what it predicts.
 
 An adapter's numbers are mostly training noise, and networks that read them learn rows by heart. So the adapter draws some
-pictures; the photo encoder maps their mean description to a point, as it maps photos; and a few steps of Adam bring what the
+pictures, and the photo encoder maps their mean description to a point, as it maps photos. Steps of Adam may then bring what the
 decoded adapter predicts closer to what the given one predicts, on one fixed set of (timestep, noise) pairs.
 """
 
@@ -32,7 +32,7 @@ class AdapterReading:
     solver_steps: int = 15
     guidance: float = 2.0
     prompt: str = "photo of sks person"  # the one that the adapters were trained with
-    steps: int = 20  # of Adam on what adapters predict; 0 keeps the encoder's point
+    steps: int = 0  # of Adam on what adapters predict; val people were shown better by the encoder's point itself
     batch: int = 4  # pairs per adapter and step
     lr: float = 0.05  # Adam's rate, in prior units of z; falls along a half cosine to 0
     prior_weight: float = 0.001  # of |z|^2 / 2m
