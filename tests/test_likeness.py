@@ -86,7 +86,7 @@ def test_likeness_teaches_an_encoder(
 
 
 def test_unlikeness_is_of_what_is_drawn(
-    base: BaseModel, bent_weights: Tensor, layout: Layout, describer: Callable[[Tensor], Tensor]
+    base: BaseModel, pico: Path, bent_weights: Tensor, layout: Layout, describer: Callable[[Tensor], Tensor]
 ) -> None:
     contexts = [base.encode_text([caption])[0].float() for caption in ("photo of sks person", "")]
     weights = bent_weights[:2].clone().requires_grad_(True)
@@ -103,6 +103,10 @@ def test_unlikeness_is_of_what_is_drawn(
     assert close(lost.detach(), 1 - torch.stack(cosines))
     lost.sum().backward()
     assert weights.grad is not None and weights.grad.abs().amax(1).min() > 0
+    # The same gradients where parts of the UNet are computed again and not kept.
+    again, lean = weights.detach().clone().requires_grad_(True), BaseModel.load(pico, "cpu", low_memory=True)
+    likeness.unlikeness(lean, layout, again, wanted, centre, contexts, 2, torch.Generator().manual_seed(3)).sum().backward()
+    torch.testing.assert_close(again.grad, weights.grad)
 
 
 def test_loudness_needs_adapters(base: BaseModel, tmp_path: Path) -> None:

@@ -9,7 +9,22 @@ import w2wpp as w2w
 from w2wpp.cli.common import asked, inputs_of, open_space, run
 from w2wpp.cli.fitting import fit
 from w2wpp.cli.help import OUTPUT, verb
-from w2wpp.cli.options import RUNS, Base, BasePrecision, Dataset, Device, DryRun, InPrecision, Json, Out, Prompt, Runs, Seed, SpaceFile
+from w2wpp.cli.options import (
+    RUNS,
+    Base,
+    BasePrecision,
+    Dataset,
+    Device,
+    DryRun,
+    InPrecision,
+    Json,
+    LeanBase,
+    Out,
+    Prompt,
+    Runs,
+    Seed,
+    SpaceFile,
+)
 from w2wpp.common.errors import W2WError
 
 TrainFaces = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, of people to learn from.")]
@@ -84,6 +99,7 @@ def fit_anchored(
     base: Base = "tiny-faces",
     seed: Seed = 0,
     device: Device = "auto",
+    low_memory: LeanBase = False,
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
@@ -109,7 +125,7 @@ def fit_anchored(
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
         if faces:
-            model = w2w.BaseModel.load(base, device)
+            model = w2w.BaseModel.load(base, device, low_memory=low_memory)
             data.check(data.layout, model.id, f"base {base}")
             photos = w2w.PersonPhotos.of(model, faces, split, asked(data.prompting, prompt).prompt, teacher, data, loudness)
         space = w2w.AnchoredVaeSpace.fit(data, options, device=device)
@@ -144,6 +160,7 @@ def fit_encoder(
     seed: Seed = 0,
     device: Device = "auto",
     precision: InPrecision = BasePrecision.auto,
+    low_memory: LeanBase = False,
     out: Out = None,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
@@ -156,7 +173,7 @@ def fit_encoder(
     if checkpoint:
         apart(checkpoint, *inputs_of(given), out, option="--checkpoint")
     with run("fit-encoder", given, "encoder.safetensors", stored=True) as job:
-        model, opened = open_space(space, base, device, precision)
+        model, opened = open_space(space, base, device, precision, low_memory)
         data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
         photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data, loudness)
         how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
