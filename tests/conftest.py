@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+from torch.nn import functional as F
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="w2wpp-tests-")  # what is remembered of files stays out of the home
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: no test asks the network
@@ -27,6 +28,7 @@ from w2wpp.base.model import BaseModel
 from w2wpp.cli import main
 from w2wpp.common.files import write_text
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion import likeness
 from w2wpp.inversion.person_photos import PersonPhotos
 from w2wpp.lora.batched import initial_weights
 from w2wpp.lora.layout import Layout
@@ -90,6 +92,17 @@ def described_photos(base: BaseModel) -> PersonPhotos:
     described: Mapping[str, Tensor] = {f"person-{i}": torch.randn(2, 6, generator=draw) for i in range(20)}
     latents = {person: (about @ lift / 6**0.5).unflatten(1, base.latent_shape) for person, about in described.items()}
     return PersonPhotos(base, latents, described, base.encode_text(["photo of sks person"]).float())
+
+
+@pytest.fixture
+def describer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
+    """What stands for the describing network, which is an extra: [n, 6], the levels of six parts of a picture."""
+
+    def describe(pixels: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), (2, 3)).flatten(1)
+
+    monkeypatch.setattr(likeness, "describe_pixels", describe)
+    return describe
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import w2wpp.inversion.encoder
+import w2wpp.photos.descriptors
 from conftest import Ended
 from w2wpp.base.drawing import generate_for
 from w2wpp.base.model import BaseModel
@@ -86,6 +87,7 @@ def test_reconstruct_reads_pictures_where_there_is_an_encoder(
     network.space = fingerprint(space)
     network.linear.bias.data = torch.tensor([0.5, -0.5, 1.0])  # every picture is of one person
     network.save(tmp_path / "encoder.safetensors")
+    monkeypatch.setattr(w2wpp.photos.descriptors, "face_models", lambda: tmp_path)  # the extra may be missing
     monkeypatch.setattr(w2wpp.inversion.encoder, "mean_descriptions", lambda people: torch.zeros(len(people), 4))
     common = ["--base", pico, "--device", "cpu", "--solver-steps", 1, "--runs", tmp_path / "runs", "--json", "--n", 2]
 
@@ -94,9 +96,12 @@ def test_reconstruct_reads_pictures_where_there_is_an_encoder(
 
     by_weights, given = rebuilt("--out", tmp_path / "weights.png"), ["--encoder", tmp_path / "encoder.safetensors"]
     by_pictures = rebuilt(*given, "--out", tmp_path / "pictures.png")
-    assert (by_weights["by"], by_pictures["by"]) == ("weights", "pictures") and by_weights["lost"] != by_pictures["lost"]
+    assert (by_weights["reading"], by_pictures["reading"]) == ("weights", "pictures") and by_weights["lost"] != by_pictures["lost"]
     _, lost = reconstruct(space, WeightDataset.load(dataset).rows([0, 1]), network.linear.bias.detach().expand(2, -1))
     assert list(by_pictures["lost"].values()) == pytest.approx(lost, rel=1e-3)
-    for words, expected in (([*given, "--by", "weights"], "--by weights reads none"), (["--by", "pictures"], "has no encoder of its own")):
+    for words, expected in (
+        ([*given, "--reading", "weights"], "--reading weights reads none"),
+        (["--reading", "pictures"], "has no encoder of its own"),
+    ):
         ended = w2w("reconstruct", tmp_path / "space.safetensors", dataset, *words, *common, "--out", tmp_path / "none.png")
         assert ended.code == 2 and expected in ended.err and not (tmp_path / "none.png").exists()

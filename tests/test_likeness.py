@@ -1,7 +1,8 @@
 """Likeness teaches what adapters draw to look like photos, by dlib's network in torch, which says what dlib says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ from torch.nn import functional as F
 from conftest import close, write_faces
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
-from w2wpp.inversion import likeness
+from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion import descent, likeness, person_photos
+from w2wpp.inversion.bound import Bound, EncoderOptions
 from w2wpp.inversion.person_photos import PersonPhotos
-from w2wpp.inversion.teaching import EncoderOptions, fit_encoder
+from w2wpp.inversion.teaching import fit_encoder, fit_with_decoder
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, FACE_BOX, SIDE, describe_faces, face_models
 from w2wpp.photos.face_network import FaceNetwork
 from w2wpp.photos.images import to_tensor
+from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.pca import PcaSpace
 
 
@@ -26,17 +30,6 @@ from w2wpp.spaces.pca import PcaSpace
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32, so that equal means equal on every processor."""
     monkeypatch.setenv("W2WPP_PRECISION", "float32")
-
-
-@pytest.fixture
-def describer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
-    """What stands for the describing network, which is an extra: [n, 6], the levels of six parts of a picture."""
-
-    def describe(pixels: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), (2, 3)).flatten(1)
-
-    monkeypatch.setattr(likeness, "describe_pixels", describe)
-    return describe
 
 
 def test_the_network_in_torch_describes_as_dlib_does() -> None:
@@ -86,7 +79,12 @@ def test_likeness_teaches_an_encoder(
 
 
 def test_unlikeness_is_of_what_is_drawn(
-    base: BaseModel, pico: Path, bent_weights: Tensor, layout: Layout, describer: Callable[[Tensor], Tensor]
+    base: BaseModel,
+    pico: Path,
+    bent_weights: Tensor,
+    layout: Layout,
+    describer: Callable[[Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     contexts = [base.encode_text([caption])[0].float() for caption in ("photo of sks person", "")]
     weights = bent_weights[:2].clone().requires_grad_(True)
@@ -103,9 +101,12 @@ def test_unlikeness_is_of_what_is_drawn(
     assert close(lost.detach(), 1 - torch.stack(cosines))
     lost.sum().backward()
     assert weights.grad is not None and weights.grad.abs().amax(1).min() > 0
-    # The same gradients where parts of the UNet are computed again and not kept.
+    # The same in groups, whose parts are computed again and not kept.
     again, lean = weights.detach().clone().requires_grad_(True), BaseModel.load(pico, "cpu", low_memory=True)
-    likeness.unlikeness(lean, layout, again, wanted, centre, contexts, 2, torch.Generator().manual_seed(3)).sum().backward()
+    monkeypatch.setattr(likeness, "pictures_at_a_time", lambda base, n: 3)
+    grouped = likeness.unlikeness(lean, layout, again, wanted, centre, contexts, 2, torch.Generator().manual_seed(3))
+    grouped.sum().backward()
+    torch.testing.assert_close(grouped, lost)
     torch.testing.assert_close(again.grad, weights.grad)
 
 
@@ -113,3 +114,56 @@ def test_loudness_needs_adapters(base: BaseModel, tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", {"Ada_Lovelace": 1})
     with pytest.raises(W2WError, match="loudness 2 was given to teacher likeness"):
         PersonPhotos.of(base, faces, "", "photo of sks person", "likeness", None, 2.0)
+
+
+def test_photos_of_people_for_likeness(
+    base: BaseModel, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, describer: Callable[[Tensor], Tensor]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(person_photos, "face_network", asked.append)
+    monkeypatch.setattr(person_photos, "described_faces", lambda faces, people: {person: torch.randn(1, 6) for person in people})
+    data = WeightDataset.load(dataset)
+    names = [f"person-{i}" for i in range(10)]
+    faces = write_faces(tmp_path / "faces", {"Ada_Lovelace": 1, "Ida_Rhodes": 1, **dict.fromkeys(names, 1)})
+    found = PersonPhotos.of(base, faces, "train", "photo of sks person", "likeness", data)
+    assert found.teacher == "likeness" and found.people == sorted([*names, "Ada_Lovelace", "Ida_Rhodes"]) and not found.latents
+    assert found.taught and sorted(found.taught.rows) == names and len(found.contexts) == 4 and asked == ["cpu"]
+    # It begins at these adapters, also with two people who have none; nobody's adapters are no hindrance, and few are none.
+    space = AnchoredVaeSpace.fit(data, AnchoredOptions(m=4, components=8, hidden=8, steps=1), device="cpu")
+    options = EncoderOptions(hidden=8, steps=2, batch=4, draws=1, measured=1)
+    _, encoder, history = fit_with_decoder(space, found, options)
+    assert encoder.teacher == "likeness" and len(history["step"]) == 2
+    others = write_faces(tmp_path / "others", {**{f"Ada_{i}": 1 for i in range(10)}, "person-0": 1})
+    few = PersonPhotos.of(base, others, "train", "photo of sks person", "likeness", data)
+    with pytest.warns(UserWarning, match="adapters of 1 of these people: too few to begin at"):
+        fit_with_decoder(space, few, options)
+    nobody = write_faces(tmp_path / "nobody", {f"Ada_{i}": 1 for i in range(10)})
+    assert PersonPhotos.of(base, nobody, "train", "photo of sks person", "likeness", data).taught is None
+
+
+def test_small_gradients_survive_float16() -> None:
+    """Those of single pixels of a large picture are below the smallest numbers of a float16 base."""
+    point = torch.ones(4, requires_grad=True)
+
+    class Pixels:
+        options = EncoderOptions()
+
+        def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float) -> dict[str, Tensor]:
+            return {"loss": 2.0**-26 * point.half().float().sum()}
+
+    for scaled in (True, False):
+        point.grad, scaler = None, torch.amp.GradScaler("cpu", descent.SCALE, enabled=scaled)
+        descent._with_gradients(cast(Bound, Pixels()), ["ada"], torch.Generator(), scaler)
+        assert point.grad is not None
+        assert (point.grad / scaler.get_scale()).tolist() == ([2.0**-26] * 4 if scaled else [0.0] * 4)
+
+
+def test_a_step_that_memory_does_not_hold_is_told() -> None:
+    class Large:
+        options = EncoderOptions()
+
+        def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float) -> dict[str, Tensor]:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(W2WError, match="memory ran out in a step of 2 people and 2 draws each"):
+        descent._with_gradients(cast(Bound, Large()), ["ada", "ida"], torch.Generator(), torch.amp.GradScaler("cpu", enabled=False))

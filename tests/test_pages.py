@@ -23,8 +23,9 @@ from w2wpp.base.model import BaseModel
 from w2wpp.common import assets
 from w2wpp.common.files import write_text
 from w2wpp.dataset.weights import WeightDataset
+from w2wpp.inversion.bound import EncoderOptions
 from w2wpp.inversion.person_photos import PersonPhotos
-from w2wpp.inversion.teaching import EncoderOptions, fit_encoder
+from w2wpp.inversion.teaching import fit_encoder
 from w2wpp.photos import descriptors, faces
 from w2wpp.photos.images import Image, write_image
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace

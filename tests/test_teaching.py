@@ -15,10 +15,11 @@ from w2wpp.base.model import BaseModel
 from w2wpp.common.checkpoints import save_checkpoint
 from w2wpp.common.errors import W2WError
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.inversion import teaching
+from w2wpp.inversion import descent
+from w2wpp.inversion.bound import EncoderOptions
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
-from w2wpp.inversion.teaching import EncoderOptions, fit_encoder, fit_with_decoder
+from w2wpp.inversion.teaching import fit_encoder, fit_with_decoder
 from w2wpp.lora.batched import adapted, initial_weights
 from w2wpp.lora.layout import Layout
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
@@ -74,18 +75,20 @@ def test_a_decoder_learns_with_its_encoder(base: BaseModel, bent_weights: Tensor
         fit_encoder(space, few, EncoderOptions())
 
 
-@pytest.mark.parametrize("teacher", ["photos", "adapters"])
+@pytest.mark.parametrize("teacher", ["photos", "adapters", "likeness"])
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     base: BaseModel,
     bent_weights: Tensor,
     layout: Layout,
     described_photos: PersonPhotos,
     teacher: str,
+    describer: Callable[[Tensor], Tensor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     space = AnchoredVaeSpace.fit(bent_weights, SMALL, layout=layout, base_id=base.id, device="cpu")
     photos = described_photos if teacher == "photos" else taught_by_adapters(base, layout, described_photos, tmp_path / "own", 2.0)
+    photos = replace(photos, alike=teacher == "likeness")
     options = EncoderOptions(hidden=8, steps=8, batch=8, lr=1e-2, measured=4)
     torch.manual_seed(1)  # another process has drawn other numbers before
     whole, encoder, history = fit_with_decoder(space, photos, options)
@@ -96,7 +99,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(teaching, "save_checkpoint", cut)
+    monkeypatch.setattr(descent, "save_checkpoint", cut)
     torch.manual_seed(2)
     with pytest.raises(KeyboardInterrupt):
         fit_with_decoder(space, photos, options, file)

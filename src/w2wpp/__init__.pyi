@@ -12,6 +12,7 @@ from .evaluation.collapse import collapse as collapse
 from .evaluation.id_score import id_score as id_score
 from .exchange.denoiser import Denoiser as Denoiser
 from .exchange.importing import import_loras as import_loras
+from .inversion.bound import EncoderOptions as EncoderOptions
 from .inversion.encoder import PhotoEncoder as PhotoEncoder
 from .inversion.evolution import EvolutionOptions as EvolutionOptions
 from .inversion.from_adapter import AdapterReading as AdapterReading
@@ -22,7 +23,6 @@ from .inversion.gradient import InversionOptions as InversionOptions
 from .inversion.invert_photos import invert_photos as invert_photos
 from .inversion.inverted_photos import InvertedPhotos as InvertedPhotos
 from .inversion.person_photos import PersonPhotos as PersonPhotos
-from .inversion.teaching import EncoderOptions as EncoderOptions
 from .inversion.teaching import fit_encoder as fit_encoder
 from .inversion.teaching import fit_with_decoder as fit_with_decoder
 from .inversion.watching import InversionStep as InversionStep

@@ -242,9 +242,10 @@ class BaseModel:
         return [image for group in groups for image in group]
 
     def draw(self, noise: Tensor, contexts: tuple[Tensor, Tensor], layout: Layout, weights: Tensor, guidance: float, steps: int) -> Tensor:
-        """From noise [n, c, h, w] to pictures [n, 3, h, w], about in [-1, 1], as `generate`, with gradients to adapters weights [k, d].
+        """Noise [n, c, h, w] -> pictures [n, 3, h, w] float32, about in [-1, 1], as `generate`; with gradients to weights [k, d].
 
-        contexts: of the captions and of what guidance leads away from, [n, tokens, width] each. Each adapter draws n / k pictures.
+        contexts: of the captions and of what guidance leads away from, [n, tokens, width] each. Each adapter draws n / k pictures. What
+        is not a number is not refused.
         """
         latents = self._solve(noise, [contexts] * 2, layout, [weights] * 2, 1.0, guidance, steps)
         return self._decoded(latents).float()

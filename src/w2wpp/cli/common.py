@@ -18,7 +18,7 @@ import typer
 import yaml
 
 import w2wpp as w2w
-from w2wpp.cli.options import BasePrecision
+from w2wpp.cli.options import BasePrecision, Reading
 from w2wpp.common.errors import W2WError
 
 if TYPE_CHECKING:
@@ -240,8 +240,24 @@ def encoder_of(space: Path, encoder: Path | None) -> "w2w.PhotoEncoder":
     from w2wpp.spaces.pretrained import has_encoder
 
     if encoder is None and not has_encoder(space):
-        raise W2WError(f"{space} has no encoder of its own to start from. Give --encoder; `w2w fit encoder` makes one.")
+        raise W2WError(f"{space} has no encoder of its own. Give --encoder; `w2w fit encoder` makes one.")
     return w2w.PhotoEncoder.from_pretrained(encoder or space)
+
+
+def read_through(space: Path, reading: Reading | None, encoder: Path | None) -> "w2w.PhotoEncoder | None":
+    """The encoder through which a space reads adapters by their pictures; None where it reads their weights.
+
+    Raises W2WError for an encoder that weights would not use, where there is none, or without the extra that describes faces.
+    """
+    from w2wpp.photos.descriptors import face_models
+    from w2wpp.spaces.pretrained import has_encoder
+
+    if reading == Reading.weights and encoder:
+        raise W2WError("--encoder reads pictures, and --reading weights reads none. Leave one of them out.")
+    if reading == Reading.weights or (reading is None and not (encoder or has_encoder(space))):
+        return None
+    face_models()
+    return encoder_of(space, encoder)
 
 
 def position(ids: Sequence[str], wanted: str) -> int:

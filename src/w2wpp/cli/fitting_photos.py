@@ -49,10 +49,15 @@ Loudness = Annotated[
     ),
 ]
 EncoderSteps = Annotated[
-    int, typer.Option("--encoder-steps", min=0, help="Steps of Adam on photos; 0 keeps the regression on adapters, where these teach.")
+    int,
+    typer.Option(
+        "--encoder-steps", min=0, help="Steps of Adam on photos; 0 keeps the regression on adapters, where training begins there."
+    ),
 ]
 EncoderBatch = Annotated[int, typer.Option("--encoder-batch", min=1, help="People per step on photos.")]
-EncoderDraws = Annotated[int, typer.Option("--encoder-draws", min=1, help="Draws of photo, timestep and noise per person and step.")]
+EncoderDraws = Annotated[
+    int, typer.Option("--encoder-draws", min=1, help="Draws of photo, timestep and noise per person and step; for likeness, pictures.")
+]
 
 Checkpoint = Annotated[
     Path | None,

@@ -45,14 +45,21 @@ SpaceFile = Annotated[
 ]
 
 
-class ReadBy(StrEnum):
-    """By what a space reads adapters."""
+class Reading(StrEnum):
+    """How an adapter becomes a point."""
 
-    auto = "auto"
     pictures = "pictures"
     weights = "weights"
 
 
+ReadBy = Annotated[
+    Reading | None,
+    typer.Option(
+        "--reading",
+        help="pictures: the encoder looks at pictures that an adapter draws; weights: the space encodes its numbers.",
+        show_default="pictures where there is an encoder",
+    ),
+]
 EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="The encoder of the space, made by `w2w fit`; tiny-faces has its own.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Caption; `sks` stands for the adapter's person.", show_default=REMEMBERED)]
 Guidance = Annotated[

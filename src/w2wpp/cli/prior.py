@@ -7,10 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import encoder_of, inputs_of, open_space, run
+from w2wpp.cli.common import encoder_of, inputs_of, open_space, read_through, run
 from w2wpp.cli.fitting import fit
 from w2wpp.cli.help import OUTPUT, verb
-from w2wpp.cli.options import RUNS, Base, BasePrecision, Device, DryRun, EncoderFile, InPrecision, Json, Out, Runs, Seed, SpaceFile
+from w2wpp.cli.options import (
+    RUNS,
+    Base,
+    BasePrecision,
+    Device,
+    DryRun,
+    EncoderFile,
+    InPrecision,
+    Json,
+    Out,
+    ReadBy,
+    Reading,
+    Runs,
+    Seed,
+    SpaceFile,
+)
 from w2wpp.common.errors import W2WError
 
 if TYPE_CHECKING:
@@ -29,13 +44,6 @@ class PriorKind(StrEnum):
     gaussian = "gaussian"
 
 
-class Reading(StrEnum):
-    """How an adapter of a dataset becomes a point."""
-
-    pictures = "pictures"
-    weights = "weights"
-
-
 PriorFile = Annotated[Path | None, typer.Option("--prior", help="A prior by `w2w fit prior`; N(0, I) unless given.")]
 Where = Annotated[
     str | None,
@@ -50,14 +58,6 @@ PointsIn = Annotated[Path | None, typer.Option("--points", help="A points.safete
 DatasetIn = Annotated[str | None, typer.Option("--dataset", help="A weight dataset, each of whose adapters is a point.")]
 FacesIn = Annotated[Path | None, typer.Option("--faces", help="A folder that `w2w faces align` made, each of whose photos is a point.")]
 Split = Annotated[str, typer.Option("--split", help="Whose photos to take from --faces; everyone's if empty.")]
-ReadBy = Annotated[
-    Reading | None,
-    typer.Option(
-        "--reading",
-        help="pictures: the encoder looks at pictures that an adapter draws; weights: the space encodes its numbers.",
-        show_default="pictures where there is an encoder",
-    ),
-]
 ReadPictures = Annotated[
     int, typer.Option("--read-pictures", min=1, help="Pictures by which an adapter is read.", rich_help_panel="Method")
 ]
@@ -149,17 +149,15 @@ def points_of_dataset(
     from w2wpp.inversion.from_adapter import AdapterReading
     from w2wpp.inversion.people_points import examples_of_adapters
     from w2wpp.prior.examples import Examples
-    from w2wpp.spaces.pretrained import has_encoder
 
+    network = read_through(space, reading, encoder)
     data = w2w.WeightDataset.from_pretrained(dataset)
-    if reading is None:
-        reading = Reading.pictures if encoder or has_encoder(space) else Reading.weights
-    if reading == Reading.weights:
+    if network is None:
         return Examples.of_dataset(w2w.Space.from_pretrained(space), data)
     model, opened = open_space(space, base, device, precision)
     words = data.prompting
     how = AdapterReading(pictures=pictures[0], solver_steps=pictures[1], guidance=words.guidance, prompt=words.prompt, seed=seed)
-    return examples_of_adapters(model, opened, encoder_of(space, encoder), data, how)
+    return examples_of_adapters(model, opened, network, data, how)
 
 
 def drawn_points(

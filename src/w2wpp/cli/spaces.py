@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import drawing, encoder_of, open_space, position, run, told_of_loss
+from w2wpp.cli.common import drawing, open_space, position, read_through, run, told_of_loss
 from w2wpp.cli.help import SPACES, verb
 from w2wpp.cli.options import (
     RUNS,
@@ -31,7 +31,6 @@ from w2wpp.cli.options import (
     SpaceFile,
 )
 from w2wpp.cli.prior import Like, PriorFile, PriorGuidance, Where, drawn_points
-from w2wpp.common.errors import W2WError
 
 
 def register(app: typer.Typer) -> None:
@@ -117,22 +116,12 @@ def interpolate(
         job.results = {"from": ids[first], "to": ids[last], "pictures": n}
 
 
-By = Annotated[
-    ReadBy,
-    typer.Option(
-        "--by",
-        help="What the space reads of an adapter: the pictures that it draws, through an encoder, or its weights; auto: pictures "
-        "where the space has an encoder.",
-    ),
-]
-
-
 def reconstruct(
     space: SpaceFile,
     dataset: Dataset = "tiny-faces",
     people: Annotated[str, typer.Option("--people", help="Ids, separated by commas; the first rows of the dataset unless given.")] = "",
     n: Annotated[int, typer.Option("--n", min=1, help="Number of rows, if --people is not given.")] = 6,
-    by: By = ReadBy.auto,
+    reading: ReadBy = None,
     encoder: EncoderFile = None,
     prompt: Prompt = None,
     base: Base = "tiny-faces",
@@ -149,28 +138,20 @@ def reconstruct(
 ) -> None:
     """Adapters to points, and back to adapters; draws the originals above what comes back."""
     with run("reconstruct", locals(), "reconstructions.png", stored=True) as job:
+        network = read_through(space, reading, encoder)
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset)
         opened.check(data.layout, data.base_id, f"dataset {dataset}")
         ids = people.split(",") if people else data.ids[:n]
         weights = data.rows([data.index_of(person) for person in ids])
-        how = drawing(data.prompting, prompt, guidance, negative, solver_steps)
-        network = encoder_of(space, encoder) if reads_pictures(space, by, encoder) else None
-        z = None
+        z, words = None, data.prompting
         if network:
-            reading = w2w.AdapterReading(prompt=how["prompt"], guidance=how["guidance"])
-            z = w2w.points_of_adapters(model, opened, network, weights, ids, reading)
+            z = w2w.points_of_adapters(
+                model, opened, network, weights, ids, w2w.AdapterReading(prompt=words.prompt, guidance=words.guidance)
+            )
         rebuilt, lost = w2w.reconstruct(opened, weights, z)
+        how = drawing(words, prompt, guidance, negative, solver_steps)
         both = [w2w.picture_rows(model, data.layout, some, seeds=[seed], **how) for some in (weights, rebuilt)]
         w2w.write_image(job.out, w2w.grid([[row[0] for row in rows] for rows in both]))
-        told = {"by": "pictures"} if network else {"by": "weights", **told_of_loss(space, lost)}
+        told = {"reading": "pictures"} if network else {"reading": "weights", **told_of_loss(space, lost)}
         job.results = {"people": ids, "lost": dict(zip(ids, lost, strict=True)), **told}
-
-
-def reads_pictures(space: Path, by: ReadBy, encoder: Path | None) -> bool:
-    """Whether adapters are read by what they draw. Raises W2WError for an encoder that weights would not use."""
-    from w2wpp.spaces.pretrained import has_encoder
-
-    if by == ReadBy.weights and encoder:
-        raise W2WError("--encoder reads pictures, and --by weights reads none. Leave one of them out.")
-    return by == ReadBy.pictures or bool(by == ReadBy.auto and (encoder or has_encoder(space)))

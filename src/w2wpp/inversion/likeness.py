@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from w2wpp.base.model import BaseModel
+from w2wpp.base.room import pictures_at_a_time
+from w2wpp.common.batches import batches
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, SIDE, face_models
 from w2wpp.photos.face_network import FaceNetwork
@@ -30,13 +33,14 @@ def describe_pixels(pixels: Tensor) -> Tensor:
 
     Landmarks are not looked for: the face lies where aligned photos have it. Raises W2WError without the extra that describes faces.
     """
-    network, chip = _network(str(pixels.device)), _chip().to(pixels.device)
+    network, chip = face_network(str(pixels.device)), _chip().to(pixels.device)
     enlarged = F.interpolate((pixels.float().clamp(-1, 1) + 1) * 127.5, size=(SIDE, SIDE), mode="bicubic", align_corners=False)
     return network(F.grid_sample(enlarged, chip.expand(len(pixels), -1, -1, -1), align_corners=False).clamp(0, 255))
 
 
 @cache
-def _network(device: str) -> FaceNetwork:
+def face_network(device: str) -> FaceNetwork:
+    """The network that describes, on a device. Raises W2WError without the extra that describes faces, or for a damaged file."""
     return FaceNetwork.load(face_models() / "dlib_face_recognition_resnet_model_v1.dat").to(device)
 
 
@@ -61,14 +65,26 @@ def unlikeness(
     draws: int,
     draw: torch.Generator,
 ) -> Tensor:
-    """1 - the cosine, about `centre` [f], of the descriptions of what adapters draw and of their person's photos, [k].
+    """1 - the cosine, about `centre` [f], of the descriptions of what adapters draw and of their person's photos, [k] float32.
 
-    weights: [k, d]. described: each person's photos, [p, f]; their mean is what is wanted. contexts: [tokens, width] each, of the prompt
-    and of the empty caption, which guidance leads away from. draws: pictures of each adapter.
+    weights: [k, d] float32. described: each person's photos, [p, f]; their mean is what is wanted. contexts: [tokens, width] each, of
+    the prompt and of the empty caption, which guidance leads away from. draws: pictures of each adapter.
+    Raises W2WError for a layout with a text encoder, and without the extra that describes faces.
     """
+    layout.check_denoiser_alone()
     noise = torch.randn(len(weights) * draws, *base.latent_shape, generator=draw)
-    captioned, empty = (context.expand(len(noise), -1, -1) for context in contexts)
-    drawn = describe_pixels(base.draw(noise, (captioned, empty), layout, weights, GUIDANCE, SOLVER_STEPS))
-    wanted = torch.stack([photos.mean(0) for photos in described]).to(drawn).repeat_interleave(draws, 0)
-    centre = centre.to(drawn)
-    return (1 - F.cosine_similarity(drawn - centre, wanted - centre)).unflatten(0, (-1, draws)).mean(1)
+    each = weights.repeat_interleave(draws, 0)
+
+    def drawn(noise: Tensor, weights: Tensor) -> Tensor:
+        captioned, empty = (context.expand(len(noise), -1, -1) for context in contexts)
+        return describe_pixels(base.draw(noise, (captioned, empty), layout, weights, GUIDANCE, SOLVER_STEPS))
+
+    size = pictures_at_a_time(base, len(noise))
+    if size < len(noise):  # what a group needs is computed again in the backward pass, so that memory holds one group
+        groups = [(noise[s], each[s]) for s in batches(len(noise), size)]
+        found = torch.cat([checkpoint(drawn, *group, use_reentrant=False, preserve_rng_state=False) for group in groups])
+    else:
+        found = drawn(noise, each)
+    wanted = torch.stack([photos.mean(0) for photos in described]).to(found).repeat_interleave(draws, 0)
+    centre = centre.to(found)
+    return (1 - F.cosine_similarity(found - centre, wanted - centre)).unflatten(0, (-1, draws)).mean(1)

@@ -22,7 +22,7 @@ from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.inversion.likeness import unlikeness
+from w2wpp.inversion.likeness import face_network, unlikeness
 from w2wpp.lora.batched import adapted
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
@@ -115,10 +115,13 @@ class PersonPhotos:
         people = faces.choose(split)
         teacher = _checked_teacher(teacher, dataset, loudness)
         taught, alike = None, teacher == "likeness"
+        if alike:
+            face_network(str(base.device))  # what is amiss with it is said now, not after the photos
         if teacher in WITH_ADAPTERS and dataset is not None:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
-            owners = [person for person in people if person in have] or people
-            taught = OwnAdapters.of(dataset, owners, LOUDNESS if loudness is None else loudness)
+            owners = [person for person in people if person in have]
+            if owners or not alike:
+                taught = OwnAdapters.of(dataset, owners or people, LOUDNESS if loudness is None else loudness)
             people = owners if teacher == "adapters" else people
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)

