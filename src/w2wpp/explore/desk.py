@@ -193,7 +193,9 @@ class Desk:
                 found[".json"].rename(path.with_name("adapter_config.json"))
                 path = path.rename(path.with_name("adapter_model.safetensors")).parent
             z, lost = self.studio.read(path)
-        kept = f"The space keeps {max(0.0, 1 - lost):.0%} of this adapter's weights."
+        kept = "The encoder has read this adapter by the pictures that it draws."
+        if not self.studio.encoder:
+            kept = f"The space keeps {max(0.0, 1 - lost):.0%} of this adapter's weights."
         return (*self.current(visit.keep(Person(name, z)), *words), kept)
 
     def edit(self, visit: Visit, held: Sequence[str], inject_at: float, *values: Any) -> tuple[Visit, str, str]:
