@@ -22,7 +22,7 @@ class EncoderOptions:
     batch: int = 64  # people a step
     draws: int = 2  # of photo, timestep and noise per person and step, or pictures
     lr: float = 2e-3  # Adam's peak rate; it falls along a half cosine to 0
-    # The same where training begins at a regression, as a share of the size of what is trained; of LINEAR_LR unless given.
+    # The same where training begins at a regression, as a share of the size of what is trained; the teacher's unless given.
     linear_lr: float | None = None
     prior_weight: float = 0.0002  # of the KL to the prior, a latent (eq. 7)
     jitter: float = 0.2  # noise on a description in training, in its standard deviations over photos; none after a regression

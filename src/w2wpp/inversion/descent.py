@@ -20,6 +20,7 @@ from w2wpp.common.seeds import generator
 from w2wpp.inversion.bound import Bound
 
 KEEP_EVERY = 60.0  # seconds between two checkpoints
+LARGEST = 4.0  # norm of a step's gradient; likeness has 1 to 2.5, and through a chain of solver steps now and then far more
 SCALE = 2.0**12  # of the loss where the base is float16: gradients of single pixels are below its smallest numbers
 
 
@@ -54,6 +55,8 @@ def descend(
         chosen = [train[i] for i in torch.randint(len(train), (options.batch,), generator=draw).tolist()]
         optimiser.zero_grad(set_to_none=True)
         record.add(_with_gradients(bound, chosen, draw, scaler), chunk)
+        scaler.unscale_(optimiser)
+        torch.nn.utils.clip_grad_norm_([parameter for mine in parameters for parameter in mine], LARGEST)
         scaler.step(optimiser)
         scaler.update()
         schedule.step()

@@ -26,7 +26,9 @@ from w2wpp.spaces.base import Space
 from w2wpp.spaces.point_files import fingerprint
 
 LEAST_PEOPLE = 10
-LINEAR_LR = {"likeness": 8e-2, "both": 4e-2, "adapters": 4e-2}  # by teacher, chosen on val people
+# Rates by teacher, chosen on val people: of an encoder's linear map, and of a decoder's directions.
+LINEAR_LR = {"likeness": 8e-2, "both": 4e-2, "adapters": 4e-2}
+DIRECTIONS_LR = {**LINEAR_LR, "likeness": 5e-2}  # at 0.08 training broke after 200 steps
 
 
 def fit_encoder(
@@ -47,7 +49,7 @@ def fit_encoder(
     encoder = _untrained(photos, train, space, options)
     trained: tuple[nn.Module, float] = (encoder, options.lr)
     if own:
-        options, rate = _linear(options, photos.teacher)
+        options, rate = _linear(options, LINEAR_LR[photos.teacher])
     bound = Bound(space, encoder, photos, options)
     if own:
         ridge, losses = regression(encoder, photos, own, train, space.encode), {}
@@ -82,7 +84,7 @@ def fit_with_decoder(
     encoder = _untrained(photos, train, learner, options)
     if own:  # networks beside the directions, at rates of 0.002 and 0.0002, made people held out worse
         learner = regressed(learner, encoder, photos, own, train)
-        options, rate = _linear(options, photos.teacher)
+        options, rate = _linear(options, DIRECTIONS_LR[photos.teacher])
         parts = learner.freed(rate)
         encoder.requires_grad_(False)
     else:
@@ -99,13 +101,13 @@ def fit_with_decoder(
     return learner, encoder, history
 
 
-def _linear(options: EncoderOptions, teacher: str) -> tuple[EncoderOptions, float]:
-    """The options where training begins at a regression, and its rate: the teacher's own, without noise on descriptions.
+def _linear(options: EncoderOptions, rate: float) -> tuple[EncoderOptions, float]:
+    """The options where training begins at a regression, without noise on descriptions, and its rate: `rate` unless they have one.
 
     In a space that is trained too, whose coordinates are white, noise is largest where descriptions vary least, and drowned what was to
     be learned.
     """
-    rate = LINEAR_LR[teacher] if options.linear_lr is None else options.linear_lr
+    rate = rate if options.linear_lr is None else options.linear_lr
     return replace(options, jitter=0.0, linear_lr=rate), rate
 
 
