@@ -142,7 +142,7 @@ def test_what_training_cannot_begin_with(
 
 def test_a_ridge_finds_the_directions_that_inputs_predict() -> None:
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 6, generator=draw) @ torch.randn(6, 6, generator=draw) + 3
+    x = torch.randn(400, 6, generator=draw) @ (torch.eye(6) + 0.3 * torch.randn(6, 6, generator=draw)) + 3
     slope = torch.randn(6, 2, generator=draw) @ torch.randn(2, 30, generator=draw)
     y = x @ slope + 5 + 0.01 * torch.randn(400, 30, generator=draw)
     ridge = Ridge.fit(x, lambda s: y[s], batch=37)
