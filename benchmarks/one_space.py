@@ -34,7 +34,7 @@ from w2wpp.evaluation.table1 import Subjects
 from w2wpp.evaluation.table1_methods import inverted
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.from_adapter import AdapterReading, points_of_adapters
-from w2wpp.inversion.gradient import REFINED
+from w2wpp.inversion.invert_photos import recipe_from
 from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.faces import Embedding, embed_pictures
 from w2wpp.spaces.base import Space
@@ -131,7 +131,7 @@ def inversion(
     """One photo of each person in, from the encoder alone and, if asked, after 40 evaluations: rows of the results."""
     chosen, held_out = subjects.people[: args.people or None], subjects.held_out[: args.people or None]
     rows = []
-    for how in (None, REFINED) if refined else (None,):
+    for how in (None, recipe_from(encoder)) if refined else (None,):
         fitted = inverted(base, space, chosen, how, encoder)
         drawn = generate_for(base, space.layout, fitted.weights, [subject.person for subject in chosen], PROMPT, args.pictures)
         scored = summary("id_other", [embed_pictures(row) for row in drawn], held_out)

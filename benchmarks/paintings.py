@@ -27,8 +27,8 @@ from w2wpp.common.runs import command_line, versions
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.evaluation.id_score import id_score
 from w2wpp.inversion.encoder import PhotoEncoder
-from w2wpp.inversion.gradient import REFINED, InversionOptions
-from w2wpp.inversion.invert_photos import invert_photos
+from w2wpp.inversion.gradient import InversionOptions
+from w2wpp.inversion.invert_photos import invert_photos, recipe_from
 from w2wpp.inversion.photo import ready_photo
 from w2wpp.inversion.published import RAW, PublishedOptions
 from w2wpp.photos.images import Image, grid, write_image
@@ -67,7 +67,7 @@ def invert_and_score(faces: dict[str, Image], base: BaseModel, pictures: int) ->
         "PCA, published": (pca, None, RAW),
         "PCA, published for what is out of distribution": (pca, None, OUT_OF_DISTRIBUTION),
         "PCA, prior": (pca, None, InversionOptions()),
-        f"anchored VAE, m = {ours.m}, encoder and steps": (ours, encoder, REFINED),
+        f"anchored VAE, m = {ours.m}, encoder and steps": (ours, encoder, recipe_from(encoder)),
     }
     rows, first = [], {}
     for name, (space, start, how) in ways.items():

@@ -99,7 +99,7 @@ class Invert(W2WNode):
         base = w2w.BaseModel.load(space.base)
         encoder = w2w.PhotoEncoder.from_pretrained(space.source) if has_encoder(space.source) else None
         pixels = (photo[0].cpu().numpy()[..., :3].clip(0, 1) * 255).round().astype(np.uint8)  # the host's are [n, h, w, 3] in 0..1
-        options = replace(w2w.REFINED if encoder else w2w.InversionOptions(), steps=steps, seed=seed)
+        options = replace(w2w.recipe_from(encoder), steps=steps, seed=seed)
         found = w2w.invert_photos(space.space.to(base.device), [pixels], base=base, encoder=encoder, options=options, align=align)
         return (found.z,)
 

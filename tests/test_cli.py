@@ -23,6 +23,7 @@ from w2wpp.cli.help import FIRST, PANELS
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.demo import DemoOptions
 from w2wpp.inversion.gradient import REFINED, InversionOptions
+from w2wpp.inversion.resembling import LikenessOptions
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.images import write_image
 from w2wpp.spaces.pca import PcaSpace
@@ -164,8 +165,12 @@ def test_flags_say_the_same_defaults_as_the_library() -> None:
     assert said("fit vae", "widths").split(";")[0] == ",".join(map(str, vae.widths))
     for name in ("prompt", "seed"):
         assert flags("invert")[f"--{name.replace('_', '-')}"] == getattr(inversion, name) == getattr(REFINED, name)
+    likeness = LikenessOptions()
     for name in ("steps", "batch", "lr"):
-        assert said("invert", name) == f"{getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}"
+        assert (
+            said("invert", name)
+            == f"{getattr(inversion, name):g}; from an encoder {getattr(REFINED, name):g}, by likeness {getattr(likeness, name):g}"
+        )
     assert said("invert", "prior-weight") == f"{inversion.prior_weight:g}" and REFINED.prior_weight == inversion.prior_weight
     assert flags("base train")["--autoencoder-steps"] == base.autoencoder.steps
     assert flags("base train")["--denoiser-steps"] == base.denoiser.steps

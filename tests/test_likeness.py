@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,16 +14,23 @@ from conftest import close, write_faces
 from w2wpp.base.model import BaseModel
 from w2wpp.common.errors import W2WError
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.inversion import descent, likeness, person_photos
+from w2wpp.inversion import descent, likeness, person_photos, resembling
+from w2wpp.inversion import encoder as encoder_module
 from w2wpp.inversion.bound import Bound, EncoderOptions
+from w2wpp.inversion.encoder import PhotoEncoder
+from w2wpp.inversion.gradient import REFINED, InversionOptions
+from w2wpp.inversion.invert_photos import invert_photos, recipe_from
 from w2wpp.inversion.person_photos import PersonPhotos
+from w2wpp.inversion.resembling import LikenessOptions
 from w2wpp.inversion.teaching import fit_encoder, fit_with_decoder
+from w2wpp.inversion.watching import InversionStep
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, FACE_BOX, SIDE, describe_faces, face_models
 from w2wpp.photos.face_network import FaceNetwork
-from w2wpp.photos.images import to_tensor
+from w2wpp.photos.images import Image, to_tensor
 from w2wpp.spaces.anchored_vae import AnchoredOptions, AnchoredVaeSpace
 from w2wpp.spaces.pca import PcaSpace
+from w2wpp.spaces.point_files import fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +103,7 @@ def test_unlikeness_is_of_what_is_drawn(
     with torch.no_grad():
         made = describer(base.draw(drawn(4), (both[0], both[1]), layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS))
     wanted, centre = [made[:2], made[2:]], made.mean(0) + 0.1
-    lost = likeness.unlikeness(base, layout, weights, wanted, centre, contexts, 2, torch.Generator().manual_seed(3))
+    lost = likeness.unlikeness(base, layout, weights, wanted, centre, contexts, drawn(4))
     cosines = [F.cosine_similarity(made[2 * i : 2 * i + 2] - centre, wanted[i].mean(0) - centre, dim=1).mean() for i in range(2)]
     assert close(lost.detach(), 1 - torch.stack(cosines))
     lost.sum().backward()
@@ -104,7 +111,7 @@ def test_unlikeness_is_of_what_is_drawn(
     # The same in groups, whose parts are computed again and not kept.
     again, lean = weights.detach().clone().requires_grad_(True), BaseModel.load(pico, "cpu", low_memory=True)
     monkeypatch.setattr(likeness, "pictures_at_a_time", lambda base, n: 3)
-    grouped = likeness.unlikeness(lean, layout, again, wanted, centre, contexts, 2, torch.Generator().manual_seed(3))
+    grouped = likeness.unlikeness(lean, layout, again, wanted, centre, contexts, drawn(4))
     grouped.sum().backward()
     torch.testing.assert_close(grouped, lost)
     torch.testing.assert_close(again.grad, weights.grad)
@@ -167,3 +174,57 @@ def test_a_step_that_memory_does_not_hold_is_told() -> None:
 
     with pytest.raises(W2WError, match="memory ran out in a step of 2 people and 2 draws each"):
         descent._with_gradients(cast(Bound, Large()), ["ada", "ida"], torch.Generator(), torch.amp.GradScaler("cpu", enabled=False))
+
+
+@pytest.fixture
+def taught(base: BaseModel, bent_weights: Tensor, layout: Layout) -> tuple[PcaSpace, PhotoEncoder]:
+    """A space, and an encoder for it as if likeness had taught it."""
+    space = PcaSpace.fit(bent_weights, layout=layout, base_id=base.id, m=6)
+    encoder = PhotoEncoder(6, 6, 4)
+    encoder.space, encoder.teacher, encoder.linear.bias.data = fingerprint(space), "likeness", 0.5 * torch.ones(6)
+    return space, encoder
+
+
+def test_a_photo_is_inverted_by_likeness(
+    base: BaseModel, taught: tuple[PcaSpace, PhotoEncoder], describer: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def described(people: Sequence[Sequence[Image]]) -> Tensor:
+        return torch.cat([describer(to_tensor(photos)).mean(0, keepdim=True) for photos in people])
+
+    monkeypatch.setattr(resembling, "mean_descriptions", described)
+    monkeypatch.setattr(encoder_module, "mean_descriptions", described)
+    (space, encoder), told = taught, list[InversionStep]()
+    photos = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8) for i in range(3)]
+    common: dict[str, Any] = {"base": base, "encoder": encoder, "align": False}
+    found = invert_photos(space, photos, ids=["a", "b", "c"], watch=told.append, **common)
+    assert found.history.unet_evals == 40 and found.history.path.shape == (6, 3, 6) and len(told) == 5
+    start = found.history.path[0]
+    assert torch.equal(start, encoder.linear.bias.detach().expand(3, 6))
+    # Each step moves at most by the rate; a person's point is the same alone and in a batch.
+    assert 0.05 < (found.z - start).abs().max() <= 0.5 + 1e-6
+    alone = invert_photos(space, [photos[1]], ids=["b"], method="likeness", **common)
+    torch.testing.assert_close(alone.z, found.z[1:2], atol=1e-3, rtol=1e-3)
+    kept = invert_photos(space, photos[:1], options=LikenessOptions(steps=0), **common)
+    assert torch.equal(kept.z, start[:1]) and kept.history.unet_evals == 0
+    # About what the start draws, the likeness of what another point draws comes nearer.
+    near, far = (
+        base.generate("photo of sks person", range(16), layout=space.layout, weights=space.decode(z)) for z in (start[:1], 4 * start[:1])
+    )
+    encoder.mean = described([near])[0]
+    longer = invert_photos(space, [far], options=LikenessOptions(steps=30, batch=16, lr=1.0, prior_weight=0.0), **common)
+    assert longer.history.losses[-10:].mean() < longer.history.losses[:5].mean() - 0.1
+    with pytest.raises(W2WError, match="starts at an encoder"):
+        invert_photos(space, photos[:1], base=base, align=False, method="likeness")
+    with pytest.raises(W2WError, match="no mask"):
+        invert_photos(space, photos[:1], method="likeness", mask=np.full((16, 16, 3), 255, np.uint8), **common)
+
+
+def test_which_recipe_goes_on_from_an_encoder(taught: tuple[PcaSpace, PhotoEncoder]) -> None:
+    _, encoder = taught
+    assert isinstance(recipe_from(encoder), LikenessOptions)
+    assert recipe_from(encoder, masked=True) == REFINED and recipe_from(None) == InversionOptions()
+    encoder.teacher = "both"
+    assert recipe_from(encoder) == REFINED
+    for wrong in ({"lr": float("nan")}, {"steps": -1}, {"batch": 0}, {"prior_weight": -1.0}):
+        with pytest.raises(W2WError, match="a photo cannot be inverted with"):
+            LikenessOptions(**wrong)

@@ -21,8 +21,10 @@ from .inversion.gradient import PUBLISHED as PUBLISHED
 from .inversion.gradient import REFINED as REFINED
 from .inversion.gradient import InversionOptions as InversionOptions
 from .inversion.invert_photos import invert_photos as invert_photos
+from .inversion.invert_photos import recipe_from as recipe_from
 from .inversion.inverted_photos import InvertedPhotos as InvertedPhotos
 from .inversion.person_photos import PersonPhotos as PersonPhotos
+from .inversion.resembling import LikenessOptions as LikenessOptions
 from .inversion.teaching import fit_encoder as fit_encoder
 from .inversion.teaching import fit_with_decoder as fit_with_decoder
 from .inversion.watching import InversionStep as InversionStep
@@ -65,6 +67,7 @@ __all__ = [
     "InversionStep",
     "InvertedPhotos",
     "Layout",
+    "LikenessOptions",
     "PcaSpace",
     "PersonPhotos",
     "PhotoEncoder",
@@ -92,6 +95,7 @@ __all__ = [
     "picture_rows",
     "points_of_adapters",
     "read_image",
+    "recipe_from",
     "reconstruct",
     "save_points",
     "select",

@@ -36,6 +36,7 @@ class Method(StrEnum):
     """How to look for a point."""
 
     gradient = "gradient"
+    likeness = "likeness"
     cma_es = "cma-es"
     cem = "cem"
 
@@ -59,7 +60,14 @@ Align = Annotated[bool, typer.Option("--align/--no-align", help="Find and align 
 Mask = Annotated[
     Path | None, typer.Option("--mask", help="A square black and white picture over the aligned photo; only what is white counts.")
 ]
-MethodOption = Annotated[Method, typer.Option("--method", help="Gradient descent, or a search without gradients: cma-es, cem.")]
+MethodOption = Annotated[
+    Method | None,
+    typer.Option(
+        "--method",
+        help="gradient: descend the denoising loss; likeness: draw what looks like the photo; cma-es, cem: search without gradients.",
+        show_default="gradient; likeness from an encoder that it taught",
+    ),
+]
 Published = Annotated[
     bool,
     typer.Option("--published", help="The recipe of the space's paper, in place of the options below."),
@@ -77,13 +85,30 @@ Start = Annotated[
 ]
 InversionSteps = Annotated[
     int | None,
-    typer.Option("--steps", min=0, help="Steps of gradient descent, or generations of a search.", show_default="40; from an encoder 10"),
+    typer.Option(
+        "--steps",
+        min=0,
+        help="Steps of gradient descent, or generations of a search.",
+        show_default="40; from an encoder 10, by likeness 5",
+    ),
 ]
 Batch = Annotated[
-    int | None, typer.Option("--batch", min=1, help="Noise pairs per step, from a fixed set.", show_default="1; from an encoder 4")
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        help="Noise pairs per step, from a fixed set; by likeness, pictures.",
+        show_default="1; from an encoder 4, by likeness 1",
+    ),
 ]
 Rate = Annotated[
-    float | None, typer.Option("--lr", min=0, help="Adam's rate in prior units; falls to 0.", show_default="0.2; from an encoder 0.03")
+    float | None,
+    typer.Option(
+        "--lr",
+        min=0,
+        help="Adam's rate in prior units; falls to 0, but by likeness.",
+        show_default="0.2; from an encoder 0.03, by likeness 0.1",
+    ),
 ]
 PriorWeight = Annotated[
     float | None,
@@ -104,7 +129,7 @@ def invert(
     photos: Photos,
     align: Align = True,
     mask: Mask = None,
-    method: MethodOption = Method.gradient,
+    method: MethodOption = None,
     published: Published = False,
     out_of_distribution: OutOfDistribution = False,
     activity: Activity = None,
@@ -141,7 +166,7 @@ def invert(
         told = {"steps": steps, "batch": batch, "lr": lr, "prior_weight": prior_weight, "variational": variational or None}
         refuse_mixtures(method, published, out_of_distribution or bool(activity), {"start": start, "encoder": encoder, **told})
         network = None if published else pick_encoder(space, start, encoder)
-        chosen = None if published else inversion_options(method, network is not None, told)
+        chosen = None if published else inversion_options(method, network, mask is not None, told)
         model, opened = open_space(space, base, device, precision, low_memory)
         options = chosen or published_options(opened, out_of_distribution=out_of_distribution, activity=activity)
         found = w2w.invert_photos(
@@ -157,9 +182,9 @@ def invert(
             job.results |= {"trajectory": way, "curves": ways.write_trajectory(job.out / "trajectory.svg", found.history, way)}
 
 
-def refuse_mixtures(method: Method, published: bool, of_published: bool, told: Mapping[str, Any]) -> None:
+def refuse_mixtures(method: Method | None, published: bool, of_published: bool, told: Mapping[str, Any]) -> None:
     """Raise W2WError for a published recipe with options of ours, `told` by name, or the other way round."""
-    if published and method != Method.gradient:
+    if published and method not in (None, Method.gradient):
         raise W2WError(f"--published is a recipe of the gradient. Leave it out with --method {method.value}.")
     if published and (unused := those_given({f"--{name.replace('_', '-')}": value for name, value in told.items()})):
         raise W2WError(f"--published leaves no room for {unused}. Leave out one or the other.")
@@ -167,10 +192,17 @@ def refuse_mixtures(method: Method, published: bool, of_published: bool, told: M
         raise W2WError("--out-of-distribution and --activity belong to the published recipe. Give --published as well.")
 
 
-def inversion_options(method: Method, from_encoder: bool, given: Mapping[str, Any]) -> "w2w.InversionOptions | w2w.EvolutionOptions":
+def inversion_options(
+    method: Method | None, encoder: "w2w.PhotoEncoder | None", masked: bool, given: Mapping[str, Any]
+) -> "w2w.InversionOptions | w2w.LikenessOptions | w2w.EvolutionOptions":
     """The options of a method, with what the user gave. Raises W2WError for options that the method does not have."""
-    if method == Method.gradient:
-        return override(w2w.REFINED if from_encoder else w2w.InversionOptions(), **given)
+    if method == Method.gradient or (method is None and given["variational"]):
+        return override(w2w.REFINED if encoder else w2w.InversionOptions(), **given)
+    recipe = w2w.LikenessOptions() if method == Method.likeness else w2w.recipe_from(encoder, masked)
+    if method in (None, Method.likeness):
+        if given["variational"]:
+            raise W2WError("--variational is the gradient's. Leave it out with --method likeness.")
+        return override(recipe, **{name: value for name, value in given.items() if name != "variational"})
     if given["variational"] or given["lr"] is not None:
         raise W2WError(f"--variational and --lr are the gradient's. Leave them out with --method {method.value}.")
     search = w2w.EvolutionOptions(method.value)

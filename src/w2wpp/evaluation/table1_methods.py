@@ -20,7 +20,8 @@ from w2wpp.inversion.encoder import PhotoEncoder, encoder_start
 from w2wpp.inversion.evolution import METHODS as SEARCHES
 from w2wpp.inversion.evolution import EvolutionOptions
 from w2wpp.inversion.gradient import PUBLISHED, REFINED, InversionOptions
-from w2wpp.inversion.invert_photos import How, points_of
+from w2wpp.inversion.invert_photos import How, points_of, recipe_from
+from w2wpp.inversion.resembling import LikenessOptions
 from w2wpp.photos.images import Image
 from w2wpp.spaces.base import Space
 from w2wpp.spaces.pca import PcaSpace
@@ -43,7 +44,7 @@ class Table1Options:
     group: int = 32  # people that share each forward pass
     vae: VaeOptions = field(default_factory=VaeOptions)
     inversion: InversionOptions = field(default_factory=InversionOptions)  # ours; the published one stands beside it
-    refined: InversionOptions = REFINED  # ours where an encoder gave the start
+    refined: InversionOptions = REFINED  # ours where an encoder gave the start that likeness did not teach
     patience: int = 4  # times the steps of the dataset's adapters, for a row of DreamBooth that has converged further
     trained: tuple[tuple[str, str], ...] = ()  # files of spaces, each with its encoder's, or ""
     searches_m: int | None = None  # dimensions at which evolution and eq. 7 are tried too
@@ -206,7 +207,7 @@ def _in_trained(
     options: Table1Options,
     row: Callable[..., Method],
     prior: Callable[[AdapterOptions], Tensor | None],
-    inversions: tuple[InversionOptions, InversionOptions],
+    inversions: tuple[InversionOptions, InversionOptions | LikenessOptions],
     seed: int,
 ) -> Iterator[Method]:
     """The methods in a space that was fitted before. inversions: ours, and ours from an encoder."""
@@ -216,6 +217,9 @@ def _in_trained(
         yield row("inversion, prior", space.kind, space.m, here, ours)
     if encoder:
         yield row("encoder", space.kind, space.m, here, None, encoder)
+        recipe = recipe_from(PhotoEncoder.from_pretrained(encoder))
+        if isinstance(recipe, LikenessOptions):
+            refined = replace(recipe, prompt=adapters.prompt, group=options.group, seed=seed)
         yield row("encoder, then inversion", space.kind, space.m, here, refined, encoder)
     if encoder and space.kind != "pca":
         for many in (False, True):

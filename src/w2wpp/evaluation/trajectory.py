@@ -44,7 +44,7 @@ def trajectory(
 def write_trajectory(path: Path, found: Inverted, way: Mapping[str, Sequence[Any]]) -> Path:
     """Two curves in one SVG file: each step's loss (its own draws: it is noisy), and ID Score on the way; mean over people."""
     losses = [float(value) for value in found.losses.mean(1)]
-    drawn = [curves_svg({"loss": losses}, "step", "denoising loss")] if losses else []
+    drawn = [curves_svg({"loss": losses}, "step", "loss")] if losses else []
     scored = [(step, score) for step, score in zip(way["step"], way["id"], strict=True) if score is not None]
     drawn.append(curves_svg({"ID Score": [score for _, score in scored]}, "step", "ID Score", at=[step for step, _ in scored]))
     height = 210  # of one figure, in points

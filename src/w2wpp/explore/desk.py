@@ -156,7 +156,7 @@ class Desk:
                 raise W2WError("there is no photo. Send one first.")
             yield gr.skip(), shown.pictures("the photo; the inversion begins", [face])
             name, seen = Path(visit.photo_name).stem, list[float]()
-            options = replace(w2w.REFINED if studio.encoder else w2w.InversionOptions(), steps=n)
+            options = replace(w2w.recipe_from(studio.encoder, visit.mask is not None), steps=n)
 
             def run(tell: Any) -> w2w.InvertedPhotos:
                 def watch(step: w2w.InversionStep) -> None:

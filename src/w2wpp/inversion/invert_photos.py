@@ -25,13 +25,14 @@ from w2wpp.inversion.inverted_photos import InvertedPhotos
 from w2wpp.inversion.photo import Photo, ready_mask, ready_photo
 from w2wpp.inversion.progress import Progress
 from w2wpp.inversion.published import PublishedOptions, invert_published
+from w2wpp.inversion.resembling import LikenessOptions, invert_by_likeness
 from w2wpp.inversion.watching import Watch
 from w2wpp.photos.images import Image, to_tensor
 from w2wpp.photos.listing import pictures_in
 from w2wpp.spaces.base import Space
 
-Method = Literal["gradient", "cma-es", "cem", "encoder"]
-Options: TypeAlias = InversionOptions | EvolutionOptions | PublishedOptions
+Method = Literal["gradient", "likeness", "cma-es", "cem", "encoder"]
+Options: TypeAlias = InversionOptions | LikenessOptions | EvolutionOptions | PublishedOptions
 How: TypeAlias = Options | None  # None takes the encoder's point as it is
 
 
@@ -51,12 +52,12 @@ def invert_photos(
     folder: str | Path | None = None,
     watch: Watch | None = None,
 ) -> InvertedPhotos:
-    """Find the model of each person in a space: the point whose adapter denoises the photos best (eq. 5 to 7).
+    """Find the model of each person in a space: the point whose adapter denoises the photos best (eq. 5 to 7), or draws their likeness.
 
     photos: one entry per person: a photo, a folder of photos, or a sequence of photos. A photo is a path, a PIL picture
     or pixels [h, w, 3] uint8. encoder: where to start; z = 0, the mean adapter, without one.
-    method: `gradient`, `cma-es`, `cem`, or `encoder` (its point as it is); that of the options, or `gradient`, unless given.
-    options: `REFINED` from an encoder, else the class's own defaults; `published.RAW` is the published recipe.
+    method: `gradient`, `likeness`, `cma-es`, `cem`, or `encoder` (its point as it is); that of the options, or of `recipe_from`.
+    options: those of `recipe_from` for gradient and likeness, else the class's own defaults; `published.RAW` is the published recipe.
     mask: a picture over the aligned photo; white is what counts. ids: a name per person; the file's or folder's, or
     `photo-0` and so on. prompt: that of the options, or of the space's adapters. seed: that of the options.
     align: find the face and align it; without, photos must have the base's size. folder: where finished people are kept,
@@ -65,7 +66,7 @@ def invert_photos(
     Raises W2WError for a photo without a face, a space or encoder of something else, equal ids, options of another
     method, or a folder that holds models of other photos or options.
     """
-    how = _how(method, options, encoder, seed)
+    how = _how(method, options, encoder, seed, mask is not None)
     entries = _people(photos)
     names = list(ids) if ids is not None else [_name(entry, i) for i, entry in enumerate(entries)]
     if len(names) != len(entries):
@@ -103,7 +104,7 @@ def points_of(
         encoder.check(space)
     done = progress.done if progress else {}
     todo = [i for i, name in enumerate(ids) if name not in done]
-    group = how.group if isinstance(how, InversionOptions | PublishedOptions) else 1 if how else max(1, len(ids))
+    group = how.group if isinstance(how, InversionOptions | LikenessOptions | PublishedOptions) else 1 if how else max(1, len(ids))
     parts: dict[str, Inverted] = dict(done)
     for s in batches(len(todo), group):
         members = [photos[i] for i in todo[s]]
@@ -135,10 +136,24 @@ def _group(
         if start is not None:
             raise W2WError("the published recipe starts at 0 and takes no encoder. Leave it out.")
         return invert_published(base, space, photos, keys, how, mask, watch)
+    if isinstance(how, LikenessOptions):
+        if encoder is None or mask is not None:
+            raise W2WError("likeness starts at an encoder, and looks at the whole face. Give an encoder and no mask, or another method.")
+        return invert_by_likeness(base, space, photos, keys, how, encoder, watch)
     latents = [base.encode_images(to_tensor(images)).float() for images in photos]
     if isinstance(how, EvolutionOptions):
         return evolve(base, space, latents, keys, how, mask=mask, start=start, watch=watch)
     return invert(base, space, latents, keys, how, mask=mask, start=start, checkpoint=checkpoint, watch=watch)
+
+
+def recipe_from(encoder: PhotoEncoder | None, masked: bool = False) -> InversionOptions | LikenessOptions:
+    """What inverts best from where this encoder puts photos, or from the mean adapter without one: chosen on val people.
+
+    masked: not all of the photo counts.
+    """
+    if encoder is None:
+        return InversionOptions()
+    return LikenessOptions() if encoder.teacher == "likeness" and not masked else REFINED
 
 
 def _how(
@@ -146,28 +161,35 @@ def _how(
     options: Options | None,
     encoder: PhotoEncoder | None,
     seed: int | None,
+    masked: bool,
 ) -> How:
     """The options to invert with. Raises W2WError for options of another method, or an unknown method."""
     if method == "encoder":
         if encoder is None or options is not None:
             raise W2WError("the method encoder takes an encoder and no options. Give encoder, and leave out options.")
         return None
-    if method not in (None, "gradient", *SEARCHES):
-        raise W2WError(f"no method is called {method!r}. Choose gradient, {', '.join(SEARCHES)} or encoder.")
+    if method not in (None, "gradient", "likeness", *SEARCHES):
+        raise W2WError(f"no method is called {method!r}. Choose gradient, likeness, {', '.join(SEARCHES)} or encoder.")
     if options is None:
-        options = EvolutionOptions(method) if method in SEARCHES else REFINED if encoder else InversionOptions()
-    own = options.method if isinstance(options, EvolutionOptions) else "gradient"
+        made: dict[str | None, Options] = {"likeness": LikenessOptions(), "gradient": REFINED if encoder else InversionOptions()}
+        options = EvolutionOptions(method) if method in SEARCHES else made.get(method) or recipe_from(encoder, masked)
+    own = _method_of(options)
     if method not in (None, own):
         raise W2WError(f"the options are those of {own}, and the method is {method}. Leave out one of them.")
     return options if seed is None else replace(options, seed=seed)
+
+
+def _method_of(options: Options) -> str:
+    if isinstance(options, EvolutionOptions):
+        return options.method
+    return "likeness" if isinstance(options, LikenessOptions) else "gradient"
 
 
 def _settings(how: How, encoder: PhotoEncoder | None, mask: Tensor | None) -> dict[str, Any]:
     """What decides the points beside space and photos, as JSON keeps it; how many people share a pass does not."""
     chosen = {} if how is None else {key: value for key, value in asdict(how).items() if key != "group"}
     start = "zero" if encoder is None else f"encoder {checksum(encoder.state_dict(), {})}"
-    kind = "encoder" if how is None else how.method if isinstance(how, EvolutionOptions) else "gradient"
-    kind = "published" if isinstance(how, PublishedOptions) else kind
+    kind = "encoder" if how is None else "published" if isinstance(how, PublishedOptions) else _method_of(how)
     return {"method": kind, "start": start, "mask": None if mask is None else checksum({"mask": mask}, {}), **chosen}
 
 

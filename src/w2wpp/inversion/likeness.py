@@ -59,20 +59,19 @@ def unlikeness(
     base: BaseModel,
     layout: Layout,
     weights: Tensor,
-    described: Sequence[Tensor],
+    described: Sequence[Tensor] | Tensor,
     centre: Tensor,
     contexts: Sequence[Tensor],
-    draws: int,
-    draw: torch.Generator,
+    noise: Tensor,
 ) -> Tensor:
     """1 - the cosine, about `centre` [f], of the descriptions of what adapters draw and of their person's photos, [k] float32.
 
     weights: [k, d] float32. described: each person's photos, [p, f]; their mean is what is wanted. contexts: [tokens, width] each, of
-    the prompt and of the empty caption, which guidance leads away from. draws: pictures of each adapter.
+    the prompt and of the empty caption, which guidance leads away from. noise: [k n, c, h, w], from which each adapter draws n pictures.
     Raises W2WError for a layout with a text encoder, and without the extra that describes faces.
     """
     layout.check_denoiser_alone()
-    noise = torch.randn(len(weights) * draws, *base.latent_shape, generator=draw)
+    draws = len(noise) // len(weights)
     each = weights.repeat_interleave(draws, 0)
 
     def drawn(noise: Tensor, weights: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ class PersonPhotos:
         layout.check_denoiser_alone()
         if self.alike:
             described, contexts = [self.described[person] for person in people], [self.contexts[PLAIN], self.contexts[EMPTY]]
-            return unlikeness(self.base, layout, weights, described, self.centre, contexts, draws, draw)
+            noise = torch.randn(len(people) * draws, *self.base.latent_shape, generator=draw)
+            return unlikeness(self.base, layout, weights, described, self.centre, contexts, noise)
         k, device = len(people), self.base.device
         latents = torch.stack([self.latents[p][torch.randint(len(self.latents[p]), (draws,), generator=draw)] for p in people]).to(device)
         share = (torch.arange(draws) + torch.rand(k, draws, generator=draw)) / draws
