@@ -1,5 +1,6 @@
 """Likeness teaches what adapters draw to look like photos, by dlib's network in torch, which says what dlib says."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from w2wpp.inversion.resembling import LikenessOptions
 from w2wpp.inversion.teaching import fit_encoder, fit_with_decoder
 from w2wpp.inversion.watching import InversionStep
 from w2wpp.lora.layout import Layout
+from w2wpp.photos import descriptors
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, FACE_BOX, SIDE, describe_faces, face_models
 from w2wpp.photos.face_network import FaceNetwork
 from w2wpp.photos.images import Image, to_tensor
@@ -213,6 +215,8 @@ def test_a_photo_is_inverted_by_likeness(
     encoder.mean = described([near])[0]
     longer = invert_photos(space, [far], options=LikenessOptions(steps=30, batch=16, lr=1.0, prior_weight=0.0), **common)
     assert longer.history.losses[-10:].mean() < longer.history.losses[:5].mean() - 0.1
+    with pytest.raises(W2WError, match="inversion diverged"):
+        invert_photos(space, photos[:1], options=LikenessOptions(steps=1, lr=1e30), **common)
     with pytest.raises(W2WError, match="starts at an encoder"):
         invert_photos(space, photos[:1], base=base, align=False, method="likeness")
     with pytest.raises(W2WError, match="no mask"):
@@ -225,6 +229,18 @@ def test_which_recipe_goes_on_from_an_encoder(taught: tuple[PcaSpace, PhotoEncod
     assert recipe_from(encoder, masked=True) == REFINED and recipe_from(None) == InversionOptions()
     encoder.teacher = "both"
     assert recipe_from(encoder) == REFINED
-    for wrong in ({"lr": float("nan")}, {"steps": -1}, {"batch": 0}, {"prior_weight": -1.0}):
+    for wrong in ({"lr": float("nan")}, {"steps": -1}, {"batch": 0}, {"batch": 10**11}, {"prior_weight": -1.0}):
         with pytest.raises(W2WError, match="a photo cannot be inverted with"):
             LikenessOptions(**wrong)
+
+
+def test_models_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dlib")
+    monkeypatch.setattr(descriptors, "face_models", lambda: tmp_path)
+    descriptors._networks.cache_clear()
+    (tmp_path / "shape_predictor_5_face_landmarks.dat").write_bytes(b"cut short")
+    with pytest.raises(W2WError, match="faces cannot be described"):
+        describe_faces([np.zeros((64, 64, 3), np.uint8)])
+    monkeypatch.setitem(sys.modules, "dlib", None)  # installed, and cannot be imported
+    with pytest.raises(W2WError, match="faces cannot be described"):
+        describe_faces([np.zeros((64, 64, 3), np.uint8)])

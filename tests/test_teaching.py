@@ -106,6 +106,10 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     for others, asked in ((replace(options, lr=2e-2), photos), (options, replace(photos, prompt="photo of somebody"))):
         with pytest.raises(W2WError, match="other options or people"):
             fit_with_decoder(space, asked, others, file)
+    if teacher == "photos":  # where adapters teach, training begins at these, whatever the space
+        other = AnchoredVaeSpace.fit(2 * bent_weights.flip(0), SMALL, layout=layout, base_id=base.id, device="cpu")
+        with pytest.raises(W2WError, match="training in another space"):
+            fit_with_decoder(other, photos, options, file)
     torch.manual_seed(3)
     again, resumed, told = fit_with_decoder(space, photos, options, file)
     assert told == history and len(told["step"]) == 5
@@ -137,6 +141,8 @@ def test_what_training_cannot_begin_with(
         words = [word for pair in out.items() for word in pair]
         ended = w2w("fit", "anchored-vae", "--faces", tmp_path / "faces", "--checkpoint", mine, *words, "--runs", tmp_path / "runs")
         assert ended.code == 2 and "--checkpoint" in ended.err, ended.err
+    ended = w2w("fit", "anchored-vae", "--teacher", "likeness", "--encoder-steps", 3, "--out", tmp_path / "s", "--runs", tmp_path / "runs")
+    assert ended.code == 2 and "--teacher, --encoder-steps: of training on photos, and no --faces" in ended.err
     assert mine.read_text() == "mine"
 
 

@@ -1,12 +1,13 @@
 """Verbs that fit to photos as well as to adapters: fit anchored-vae, encoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import asked, inputs_of, open_space, run
+from w2wpp.cli.common import asked, inputs_of, open_space, run, those_given
 from w2wpp.cli.fitting import fit
 from w2wpp.cli.help import OUTPUT, verb
 from w2wpp.cli.options import (
@@ -85,6 +86,10 @@ EncoderOut = Annotated[
 ]
 
 
+# What training on photos alone looks at, with what stands there where it was not given.
+OF_PHOTOS = {"teacher": "auto", "loudness": None, "low_memory": False, "encoder_steps": 900, "encoder_batch": 64, "encoder_draws": 2}
+
+
 def fit_anchored(
     dataset: Dataset = "tiny-faces",
     m: Latents = 128,
@@ -121,11 +126,8 @@ def fit_anchored(
         apart(encoder, *inputs_of(given, reads), out, option="--encoder")
     if checkpoint:
         apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
-        if faces is None:
-            raise W2WError("--checkpoint was given without --faces: it is of training on photos. Leave it out.")
+    refuse_without_faces(given)
     with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
-        if (faces is None) != (encoder is None):
-            raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -143,6 +145,17 @@ def fit_anchored(
         space.save(job.out)
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
+
+
+def refuse_without_faces(given: Mapping[str, Any]) -> None:
+    """Raise W2WError for what belongs to training on photos, if there are none, and for photos that train no encoder."""
+    if given["faces"] is None and given["checkpoint"]:
+        raise W2WError("--checkpoint was given without --faces: it is of training on photos. Leave it out.")
+    if (given["faces"] is None) != (given["encoder"] is None):
+        raise W2WError("--faces and --encoder belong together: photos train an encoder. Give both, or neither.")
+    told = {f"--{name.replace('_', '-')}": given[name] for name, usual in OF_PHOTOS.items() if given[name] != usual}
+    if given["faces"] is None and (unused := those_given(told)):
+        raise W2WError(f"{unused}: of training on photos, and no --faces was given. Give --faces and --encoder, or leave it out.")
 
 
 FacesToLearn = Annotated[Path, typer.Argument(help="A folder that `w2w faces align` made, of people to learn from.")]

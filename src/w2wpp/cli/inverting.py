@@ -200,6 +200,8 @@ def inversion_options(
         return override(w2w.REFINED if encoder else w2w.InversionOptions(), **given)
     recipe = w2w.LikenessOptions() if method == Method.likeness else w2w.recipe_from(encoder, masked)
     if method in (None, Method.likeness):
+        if method and encoder is None:
+            raise W2WError("likeness starts at an encoder's point. Give --encoder, a space that has one, and not --start zero.")
         if given["variational"]:
             raise W2WError("--variational is the gradient's. Leave it out with --method likeness.")
         return override(recipe, **{name: value for name, value in given.items() if name != "variational"})

@@ -18,6 +18,7 @@ from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.bound import Bound
+from w2wpp.spaces.point_files import alike, fingerprint
 
 KEEP_EVERY = 60.0  # seconds between two checkpoints
 LARGEST = 4.0  # norm of a step's gradient; likeness has 1 to 2.5, and through a chain of solver steps now and then far more
@@ -42,7 +43,7 @@ def descend(
     schedule = one_cycle(optimiser, rates, options.steps, 0.1)
     scaler = torch.amp.GradScaler(base.device.type, SCALE, enabled=base.dtype == torch.float16)
     record = _Record({name: part for name, (part, _) in trained.items()})
-    record.training = _training(bound, train)
+    record.training, record.space = _training(bound, train), fingerprint(bound.space).cpu()
     kept = nn.ModuleDict({"width": nn.ParameterList([bound.log_variance]), "encoder": bound.encoder})
     state: dict[str, Stateful] = {"record": record, "optimiser": optimiser, "schedule": schedule, "scaler": scaler, "kept": kept}
     state |= record.parts
@@ -97,6 +98,7 @@ class _Record:
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:
         self.parts, self.training = parts, ""  # which training this is: a checkpoint of another one is refused
+        self.space = torch.zeros(0)  # the fingerprint of the space that it began with
         self.history: dict[str, Any] = {"step": [], "train": [], "held_out": []}
         self.best, self.kept_step = math.inf, 0
         self.sums: dict[str, float] = {}  # of the train people's losses since the last measurement
@@ -134,4 +136,6 @@ class _Record:
         """Go on from a checkpoint. Raises ValueError for one of another training."""
         if state["training"] != self.training:
             raise ValueError("it is of a training with other options or people")
+        if not alike(state["space"], self.space):
+            raise ValueError("it is of a training in another space")
         vars(self).update(state)

