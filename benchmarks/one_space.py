@@ -8,7 +8,7 @@ Reconstruction: adapters of people whom no space has seen, from half of their ph
 Each way in gives a point; what it decodes to draws pictures; they are scored against the other half of the photos. Ways: `encode`
 of the space, the encoder of photos on what the adapter draws (ours), and that refined; PCA's own; and the adapter as it is.
 Inversion: each --pair SPACE:ENCODER on one photo of each person, from the encoder alone; the first one also after 40 evaluations.
-Writes docs/results/one_space.json. A second run with --part goes on with the part it names and keeps the others.
+Writes docs/results/one_space.json, or --out. A second run with --part goes on with the part it names and keeps the others.
 """
 
 import argparse
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--pair", action="append", default=[], help="SPACE:ENCODER; the first one reconstructs")
     parser.add_argument("--people", type=int, default=0, help="score so many people only; all if 0")
     parser.add_argument("--pictures", type=int, default=3, help="of each person and way")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--part", choices=("reconstruction", "inversion"), action="append", help="all parts unless given")
     args = parser.parse_args()
     parts = args.part or ["reconstruction", "inversion"]
@@ -62,7 +63,7 @@ def main() -> None:
     if args.train:
         return train_adapters(base, faces, args.split, WeightDataset.load(args.dataset), args.train, args.people)
     pairs = [pair.split(":") for pair in args.pair]
-    kept = read_json(RESULTS) if RESULTS.exists() and args.part else {}
+    kept = read_json(args.out) if args.out.exists() and args.part else {}
     found: dict[str, Any] = {
         **kept,
         "split": args.split,
@@ -87,7 +88,7 @@ def main() -> None:
             for i, (space, encoder) in enumerate(pairs)
             for row in inversion(base, Space.load(space), PhotoEncoder.load(encoder), subjects, args, refined=i == 0)
         ]
-    write_json(RESULTS, found)
+    write_json(args.out, found)
 
 
 def train_adapters(base: BaseModel, faces: AlignedFaces, split: str, like: WeightDataset, out: Path, people: int) -> None:
