@@ -5,7 +5,7 @@
 Points of people: one adapter of each of --people people of the dataset, as the space's encoder reads it (pictures that it draws).
 A tenth of them is held out. Each prior is fitted to the others. `held-out people` is the row of real points that no prior saw.
 Points are compared with the rows that priors were fitted to (nearest_ratio: mean distance to the nearest, over that of
-held-out people) and with held-out people by a classifier (auc). Pictures are compared with those of as many of the people whom
+held-out people) and with held-out people by a classifier (auc), in the latents in which real points differ. Pictures are compared with those of as many of the people whom
 priors were fitted to; max_id is over these people. All models share the image seeds.
 Writes the part "prior" of docs/results/one_space.json, and keeps the other parts.
 """
@@ -31,7 +31,7 @@ from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.from_adapter import AdapterReading
 from w2wpp.inversion.people_points import examples_of_adapters
 from w2wpp.photos.faces import Embedding, embed_pictures
-from w2wpp.prior.base import REGISTRY, Prior, fit_prior
+from w2wpp.prior.base import REGISTRY, Prior, fit_prior, varying_latents
 from w2wpp.prior.conditions import Asked
 from w2wpp.prior.examples import Examples, people_of
 from w2wpp.spaces.base import Space
@@ -115,9 +115,10 @@ def scores_of_points(prior: Prior | None, train: Examples, held_out: Examples) -
     k = len(held_out)
     order = torch.randperm(len(train), generator=generator(0, "prior rows"))
     sets = [train.z[order[i * k : (i + 1) * k]] if prior is None else prior.sample(k, first=i * k) for i in range(SETS)]
+    varying = varying_latents(train.z)
     expected = nearest_distance(held_out.z, train.z)
     distance = expected if prior is None else nearest_distance(torch.cat(sets), train.z)
-    return {"nearest_ratio": distance / expected, "auc": fmean(two_sample_auc(some, held_out.z) for some in sets)}
+    return {"nearest_ratio": distance / expected, "auc": fmean(two_sample_auc(some[:, varying], held_out.z[:, varying]) for some in sets)}
 
 
 def as_asked(flow: Prior, train: Examples, held_out: Examples) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from conftest import Ended, close
 from prior_scores import kid, nearest_distance, prdc, two_sample_auc
 from test_spaces import FITS, adapters
 from w2wpp.common.errors import W2WError
+from w2wpp.common.files import read_checked, write_checked
 from w2wpp.common.seeds import generator
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.prior.base import REGISTRY, Prior, fit_prior
@@ -94,6 +95,30 @@ def test_a_file_of_something_else_is_no_prior(fitted: dict[str, Prior], space: S
 
 def test_the_gaussian_is_what_the_space_samples(fitted: dict[str, Prior], space: Space) -> None:
     assert torch.equal(fitted["gaussian"].sample(5, seed=3), space.sample(5, seed=3))
+
+
+def test_latents_in_which_all_points_have_one_value_keep_it(space: Space, tmp_path: Path) -> None:
+    given = examples(40, described=True)
+    given.z[:, 1] = 0.25 + 1e-6 * torch.randn(40, generator=generator(0, "nearly one value"))
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch)
+        for kind in REGISTRY:
+            prior = fit_prior(space, given, kind)
+            prior.save(tmp_path / f"{kind}.safetensors")
+            for some in (prior, Prior.load(tmp_path / f"{kind}.safetensors")):
+                some.check(space)
+                z = some.sample(6)
+                assert z.shape == (6, 3) and z[:, [0, 2]].std(0).min() > 0.1
+                assert (z[:, 1] - 0.25).abs().max() > 0.1 if kind == "gaussian" else (z[:, 1] - 0.25).abs().max() < 1e-5
+    assert fit_prior(space, given, "flow").sample(1, asked=Asked(like=given.z[0])).shape == (1, 3)
+
+
+def test_a_prior_without_word_of_still_latents_is_about_all_of_them(fitted: dict[str, Prior], tmp_path: Path) -> None:
+    fitted["mixture"].save(tmp_path / "now.safetensors")
+    tensors, about = read_checked(tmp_path / "now.safetensors", "prior")
+    early = {name: tensor for name, tensor in tensors.items() if name not in ("varying", "still")}
+    write_checked(tmp_path / "early.safetensors", early, {key: about[key] for key in ("format", "kind", "config", "people", "history")})
+    assert close(Prior.load(tmp_path / "early.safetensors").sample(3), fitted["mixture"].sample(3))
 
 
 def test_the_mixture_finds_two_clusters_and_one_gaussian_does_not(space: Space) -> None:

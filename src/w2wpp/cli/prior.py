@@ -131,7 +131,7 @@ def fit_prior(
             examples.save(keep_points, opened)
         prior = fitted(opened, examples, kind.value, attributes=attribute or [], seed=seed)
         prior.save(job.out)
-        job.results = {"kind": prior.kind, "m": prior.m, "people": len(prior.people), "history": prior.history}
+        job.results = {"kind": prior.kind, "m": opened.m, "varying": prior.m, "people": len(prior.people), "history": prior.history}
 
 
 def points_of_dataset(

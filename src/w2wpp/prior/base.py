@@ -6,6 +6,7 @@ A new prior is a subclass of `Prior`, one line in `REGISTRY`, and one row in `te
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +23,7 @@ from w2wpp.spaces.base import Space
 from w2wpp.spaces.point_files import alike, fingerprint
 
 FORMAT = "w2wpp-prior-1"
+LEAST_SPREAD = 1e-3  # of a latent in which points differ, over that of the latent in which they differ most
 
 # kind -> where its class is.
 REGISTRY = {
@@ -37,7 +39,10 @@ class Prior(nn.Module, ABC):
     """A distribution over the points z [n, m] of one space, fitted to those of real people."""
 
     kind: ClassVar[str]
+    fitted: ClassVar[bool] = True  # to points; else it is the same for any
     space: Tensor  # the fingerprint of the space that the points lie in
+    varying: Tensor  # [space's m] bool: the m latents in which its points differ, all that a prior is about
+    still: Tensor  # [space's m]: their value in each of the other latents
 
     def __init__(self, m: int) -> None:
         super().__init__()
@@ -45,6 +50,8 @@ class Prior(nn.Module, ABC):
         self.people: frozenset[str] = frozenset()  # to whose points it was fitted, held-out people included
         self.history: dict[str, Any] = {}  # what its fit saw
         self.register_buffer("space", torch.zeros(0))
+        self.register_buffer("varying", torch.ones(m, dtype=torch.bool))
+        self.register_buffer("still", torch.zeros(m))
 
     @classmethod
     @abstractmethod
@@ -77,6 +84,7 @@ class Prior(nn.Module, ABC):
         asked = asked or Asked()
         self.check_asked(asked)
         z = self.drawn([generator(seed, "point", i) for i in range(first, first + n)], asked, guidance)
+        z = self.still.repeat(n, 1).masked_scatter(self.varying, z)
         if not torch.isfinite(z).all():
             raise W2WError("the prior drew points that are not numbers. Ask for values such as the labels have, and less guidance.")
         return z
@@ -88,8 +96,8 @@ class Prior(nn.Module, ABC):
 
     def check(self, space: Space) -> None:
         """Raise W2WError unless this prior was fitted to points of `space`."""
-        if self.m != space.m or not alike(self.space.cpu(), fingerprint(space)):
-            raise W2WError(f"the prior was fitted in another space (m = {self.m}) than {space.source}. Fit it: `w2w fit prior`.")
+        if len(self.varying) != space.m or not alike(self.space.cpu(), fingerprint(space)):
+            raise W2WError(f"the prior was fitted in another space (m = {len(self.varying)}) than {space.source}. Fit it: `w2w fit prior`.")
 
     def save(self, path: str | Path) -> None:
         """Write the prior as one safetensors file."""
@@ -104,7 +112,8 @@ class Prior(nn.Module, ABC):
             raise W2WError(f"{path} holds no prior ({FORMAT} was expected). Make one with `w2w fit prior`.")
         try:
             prior = prior_class(about["kind"]).blank(json.loads(about["config"]))
-            prior.space = tensors["space"]
+            tensors = {"varying": prior.varying, "still": prior.still, **tensors}  # files of early versions are about all latents
+            prior.space, prior.varying, prior.still = tensors["space"], tensors["varying"], tensors["still"]
             prior.load_state_dict(tensors, assign=True)
             prior.people = frozenset(json.loads(about["people"]))
             prior.history = json.loads(about["history"])
@@ -125,13 +134,22 @@ def prior_class(kind: str) -> type[Prior]:
 def fit_prior(space: Space, examples: Examples, kind: str = "flow", *, attributes: Sequence[str] = (), seed: int = 0) -> Prior:
     """Fit a prior of some kind to points of a space; a tenth of the people is held out.
 
+    Latents in which all points have one value keep it: noise there would tell drawn points from real ones, for nothing.
     Raises W2WError for an unknown kind, too few people, or attributes that the points lack or the kind does not know.
     """
     chosen = prior_class(kind)
     if attributes and kind != "flow":
         raise W2WError(f"a prior of kind {kind} knows no conditions. Leave out --attribute, or fit one of kind flow.")
     train, held_out = examples.split(seed)
-    prior = chosen.fit(train, held_out, attributes=attributes, seed=seed)
+    varying = varying_latents(train.z) if chosen.fitted else torch.ones(space.m, dtype=torch.bool)
+    prior = chosen.fit(*(replace(some, z=some.z[:, varying]) for some in (train, held_out)), attributes=attributes, seed=seed)
+    prior.varying, prior.still = varying, torch.where(varying, 0.0, train.z.mean(0))
     prior.space, prior.people = fingerprint(space), frozenset(examples.people)
     prior.history |= {"points": len(train), "held_out_points": len(held_out)}
     return prior.requires_grad_(False).eval()
+
+
+def varying_latents(z: Tensor) -> Tensor:
+    """In which latents points z [n, m] differ: [m] bool; all of them, if the points are one."""
+    spread = z.double().std(0, correction=0)
+    return spread >= LEAST_SPREAD * spread.max()

@@ -21,6 +21,7 @@ class GaussianPrior(Prior):
     """N(0, I): what `Space.sample` draws from."""
 
     kind = "gaussian"
+    fitted = False
 
     @classmethod
     def fit(cls, train: Examples, held_out: Examples, *, attributes: Sequence[str] = (), seed: int = 0) -> Self:
