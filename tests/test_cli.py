@@ -258,10 +258,30 @@ def test_another_rank_or_base(w2w: Call, tmp_path: Path, base: Any, pico: Path, 
 def test_a_space_cut_short_and_m_beyond_n(w2w: Call, tmp_path: Path, pico: Path, dataset: Path, space: Path) -> None:
     runs = tmp_path / "runs"
     before = space.read_bytes()
-    refused(w2w("fit", "pca", dataset, "--m", 10, "--out", space, "--runs", runs), "10")
+    refused(w2w("fit", "pca", dataset, "--m", 10, "--out", space, "--overwrite", "--runs", runs), "10")
     assert space.read_bytes() == before
     space.write_bytes(before[:-100])
     refused(w2w("sample", space, "--base", pico, "--runs", runs), "space.safetensors")
+
+
+def test_a_result_that_is_there_is_replaced_when_asked(w2w: Call, tmp_path: Path, dataset: Path, space: Path) -> None:
+    runs, before = tmp_path / "runs", space.read_bytes()
+    table = tmp_path / "labels.csv"
+    table.write_text("mine")
+    refused(w2w("fit", "pca", dataset, "--m", 2, "--out", space, "--runs", runs), "space.safetensors is there already", "--overwrite")
+    refused(w2w("dataset", "labels", dataset, "--out", table, "--runs", runs), "labels.csv is there already")
+    faces = tmp_path / "faces"
+    also = w2w("fit", "anchored-vae", dataset, "--faces", faces, "--encoder", table, "--out", tmp_path / "new", "--runs", runs)
+    refused(also, "--encoder", "labels.csv is there already")
+    assert (space.read_bytes(), table.read_text()) == (before, "mine")
+    assert w2w("fit", "pca", dataset, "--m", 2, "--out", space, "--overwrite", "--runs", runs).code == 0
+    assert space.read_bytes() != before
+
+
+def test_more_models_than_memory_holds_are_refused(w2w: Call, tmp_path: Path, pico: Path, space: Path) -> None:
+    ended = w2w("sample", space, "--base", pico, "--n", 10**12, "--out", tmp_path / "many", "--runs", tmp_path / "runs")
+    refused(ended, "1000000000000 models", "GiB are free")
+    assert not any((tmp_path / "many").glob("*.safetensors"))
 
 
 def test_an_id_that_is_not_there(w2w: Call, tmp_path: Path, pico: Path, dataset: Path) -> None:
@@ -276,7 +296,7 @@ def test_a_full_disk_leaves_the_old_file(w2w: Call, tmp_path: Path, dataset: Pat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(w2w("fit", "pca", dataset, "--m", 3, "--out", space, "--runs", tmp_path / "runs"), "No space left")
+    refused(w2w("fit", "pca", dataset, "--m", 3, "--out", space, "--overwrite", "--runs", tmp_path / "runs"), "No space left")
     assert space.read_bytes() == before
 
 

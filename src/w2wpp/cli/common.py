@@ -60,6 +60,7 @@ def run(
     resumes: bool = True,
     sign: str = "",
     stored: bool = False,
+    also: Sequence[str] = (),
 ) -> Iterator[Run]:
     """The numbered run folder around a verb that makes files.
 
@@ -69,6 +70,7 @@ def run(
     resumes: whether the verb goes on with what is in its folder `out`; else that must be empty, or `overwrite` given.
     sign: what the verb makes first in `out`; a folder that holds other things without it is refused.
     stored: whether `out` may be an address of a storage.
+    also: arguments beside `out` that name files of the result. Raises W2WError if one is there, unless `overwrite` is given.
     """
     from w2wpp.common import runs
     from w2wpp.common.files import ASIDE, apart
@@ -84,6 +86,8 @@ def run(
             raise W2WError(f"{there} is a folder, and the result is one file. Give its name too, such as {there / product}.")
     if options["out"]:
         apart(options["out"], *inputs_of(options, reads))
+    if product and not options.get("overwrite", True):
+        _refuse_existing(options, ("out", *also))
     config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
@@ -119,6 +123,16 @@ def _refuse_addresses(options: Mapping[str, Any], but: Sequence[str]) -> None:
     for key, value in options.items():
         if key not in but and (isinstance(value, Path) or (key == "base" and value)):
             here(value, "Give a path. `w2w dataset merge` copies a dataset to an address, or from one.")
+
+
+def _refuse_existing(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise W2WError for a file of the result that is there already."""
+    from w2wpp.common.storage import place
+
+    for name in names:
+        if options[name] and (there := place(options[name])).is_file():
+            flag = f"--{name.replace('_', '-')}"
+            raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
 
 
 def _placed(value: Any, aside: Path, out: Path) -> Any:

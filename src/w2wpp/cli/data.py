@@ -8,7 +8,7 @@ import typer
 import w2wpp as w2w
 from w2wpp.cli.common import run, show
 from w2wpp.cli.help import DATASET, PHOTOS, verb
-from w2wpp.cli.options import RUNS, AppendOut, Dataset, DryRun, Json, Memory, Precision, Runs
+from w2wpp.cli.options import RUNS, AppendOut, Dataset, DryRun, Json, Memory, OverwriteFile, Precision, Runs
 from w2wpp.common.errors import W2WError
 
 faces = typer.Typer(help="Align photos of people to one place and size.", no_args_is_help=True)
@@ -89,6 +89,7 @@ def dataset_labels(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the labels go, .csv or .parquet; in the run folder unless given.")
     ] = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -98,7 +99,7 @@ def dataset_labels(
         raise W2WError("both --set and --out were given. Set the labels first, and then write them.")
     if given and dataset == "tiny-faces":
         raise W2WError("tiny-faces is part of the package. Copy it with `w2w dataset merge tiny-faces --out FOLDER`, and set labels there.")
-    options = {**locals(), "out": Path(dataset) / "manifest.jsonl" if given else out}
+    options = {**locals(), "out": Path(dataset) / "manifest.jsonl" if given else out, "overwrite": overwrite or given is not None}
     with run("dataset-labels", options, "labels.csv", reads=() if given else ("dataset",), stored=True) as job:
         from w2wpp.dataset.labels import label_from, write_table
 

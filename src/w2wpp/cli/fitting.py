@@ -10,7 +10,7 @@ import typer
 import w2wpp as w2w
 from w2wpp.cli.common import asked, numbers, override, run
 from w2wpp.cli.help import OUTPUT, SPACES, verb
-from w2wpp.cli.options import RUNS, Base, Dataset, Device, DryRun, Json, Out, Prompt, Runs, Seed
+from w2wpp.cli.options import RUNS, Base, Dataset, Device, DryRun, Json, Out, OverwriteFile, Prompt, Runs, Seed
 from w2wpp.cli.scaling import Cores, Ray, Workers, check_scaling, handed_out
 from w2wpp.common.errors import W2WError
 
@@ -85,6 +85,7 @@ def fit_pca(
     workers: Workers = None,
     seed: Seed = 0,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -188,6 +189,7 @@ def fit_vae(
     seed: Seed = 0,
     device: Device = "auto",
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,

@@ -21,6 +21,7 @@ from w2wpp.cli.options import (
     Json,
     LeanBase,
     Out,
+    OverwriteFile,
     Prompt,
     Runs,
     Seed,
@@ -111,6 +112,7 @@ def fit_anchored(
     device: Device = "auto",
     low_memory: LeanBase = False,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -127,7 +129,7 @@ def fit_anchored(
     if checkpoint:
         apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
     refuse_without_faces(given)
-    with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True) as job:
+    with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True, also=("encoder",)) as job:
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -180,6 +182,7 @@ def fit_encoder(
     precision: InPrecision = BasePrecision.auto,
     low_memory: LeanBase = False,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,

@@ -9,7 +9,7 @@ import typer
 import w2wpp as w2w
 from w2wpp.cli.common import run, show
 from w2wpp.cli.help import EXCHANGE, verb
-from w2wpp.cli.options import MOST_RANK, RUNS, Dataset, DryRun, Json, Memory, Out, Overwrite, Runs, Seed
+from w2wpp.cli.options import MOST_RANK, RUNS, Dataset, DryRun, Json, Memory, Out, Overwrite, OverwriteFile, Runs, Seed
 from w2wpp.common.errors import W2WError
 
 BaseOf = Annotated[str | None, typer.Option("--base", help="The dataset's base, to read files.", show_default="what the dataset names")]
@@ -173,6 +173,7 @@ def map_(
     memory: Memory = 2.0,
     seed: Seed = 0,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,

@@ -19,6 +19,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Where the result goes; 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that w2w made in --out before; other files there stay as they are.")
 ]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace files of the result that are there already.")]
 
 
 class BasePrecision(StrEnum):

@@ -20,6 +20,7 @@ from w2wpp.cli.options import (
     InPrecision,
     Json,
     Out,
+    OverwriteFile,
     ReadBy,
     Reading,
     Runs,
@@ -97,6 +98,7 @@ def fit_prior(
     device: Device = "auto",
     precision: InPrecision = BasePrecision.auto,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -111,7 +113,7 @@ def fit_prior(
         from w2wpp.common.files import apart
 
         apart(keep_points, *inputs_of(given), out, option="--keep-points")
-    with run("fit-prior", given, "prior.safetensors", stored=True) as job:
+    with run("fit-prior", given, "prior.safetensors", stored=True, also=("keep_points",)) as job:
         from w2wpp.prior.base import fit_prior as fitted
         from w2wpp.prior.examples import Examples
 

@@ -22,6 +22,7 @@ from w2wpp.cli.options import (
     Negative,
     Out,
     Overwrite,
+    OverwriteFile,
     PicturesEach,
     Prompt,
     ReadBy,
@@ -31,6 +32,10 @@ from w2wpp.cli.options import (
     SpaceFile,
 )
 from w2wpp.cli.prior import Like, PriorFile, PriorGuidance, Where, drawn_points
+from w2wpp.common.batches import batches
+from w2wpp.common.progress import track
+
+AT_ONCE = 64  # drawn models whose adapters are in memory together
 
 
 def register(app: typer.Typer) -> None:
@@ -70,15 +75,19 @@ def sample(
     A prior draws where real people lie, and those that --where and --like ask for; without one, points are N(0, I).
     """
     with run("sample", locals(), resumes=False) as job:
+        from w2wpp.common.memory import check_room
         from w2wpp.photos.images import write_rows
 
         model, opened = open_space(space, base, device, precision)
+        check_room(n * (8 * opened.m + 3 * pictures * model.image_size**2), f"{n} models of {pictures} pictures each")
         z = factor * drawn_points(opened, model, n, seed, prior, where, like, prior_guidance)
         ids = [f"sample-{seed}-{i}" for i in range(n)]
         w2w.save_points(job.out / "points.safetensors", z, ids, opened)
         seeds = range(pictures)
         how = drawing(opened.prompting, prompt, guidance, negative, solver_steps)
-        rows = w2w.picture_rows(model, opened.layout, opened.decode(z), seeds=seeds, **how)
+        rows = []
+        for s in track(list(batches(n, AT_ONCE)), f"draw {pictures} pictures each", f"groups of {AT_ONCE} models"):
+            rows += w2w.picture_rows(model, opened.layout, opened.decode(z[s]), seeds=seeds, **how)
         job.results = {"points": ids, "sheet": write_rows(job.out, ids, rows, seeds)}
 
 
@@ -100,6 +109,7 @@ def interpolate(
     device: Device = "auto",
     precision: InPrecision = BasePrecision.auto,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -132,6 +142,7 @@ def reconstruct(
     device: Device = "auto",
     precision: InPrecision = BasePrecision.auto,
     out: Out = None,
+    overwrite: OverwriteFile = False,
     runs: Runs = RUNS,
     dry_run: DryRun = False,
     as_json: Json = False,

@@ -41,4 +41,5 @@ def load_checkpoint(path: Path, parts: Mapping[str, Stateful]) -> int:
         return int(saved["step"])
     except Exception as error:  # torch reports a bad file with many exceptions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise W2WError(f"checkpoint {path} does not fit this training ({reason}). Delete it to start anew.") from error
+        found = f"checkpoint {path} does not fit this training ({reason})"
+        raise W2WError(f"{found}. Give another file, or delete it to start anew.") from error

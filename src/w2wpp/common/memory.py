@@ -45,6 +45,12 @@ def _available() -> int:
             return 8 * GIB
 
 
+def check_room(needed: int, what: str) -> None:
+    """Raise W2WError if `what` needs more bytes than a process may still take."""
+    if needed > (free := free_bytes()):
+        raise W2WError(f"{what} need {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free. Ask for fewer.")
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -37,16 +37,23 @@ def import_files(
 def import_file(source: Path, space: Path | None, out: Path, base: str) -> dict[str, Any]:
     """A w2wmodel.pt as a points file, a vae.pt as a space. out: the file, or the folder that it goes to.
 
-    Raises W2WError for coefficients without the space that they lie in.
+    Raises W2WError for coefficients without the space that they lie in, and for a file that is there already.
     """
+
+    def new(name: str) -> Path:
+        file = out if out.suffix == ".safetensors" else out / name
+        if file.is_file():
+            raise W2WError(f"{file} is there already. Choose another --out.")
+        return file
+
     if isinstance(load_plain(source, device="meta"), dict):
         if space:
             raise W2WError(f"{source} is a VAE, a space of its own. Leave out --space.")
         denoiser = Denoiser.load(base)
         vae = read_vae(source, Layout.of(denoiser.module), denoiser.id)
-        vae.save(file := out if out.suffix == ".safetensors" else out / "space.safetensors")
+        vae.save(file := new("space.safetensors"))
         return {"space": file, "kind": vae.kind, "m": vae.m, "widths": list(vae.options.widths), "base": base}
     if space is None:
         raise W2WError(f"{source} holds coefficients of a space. Give it as --space, one that `w2w import` made.")
-    points = out if out.suffix == ".safetensors" else out / "points.safetensors"
+    points = new("points.safetensors")
     return {"id": import_model(source, Space.from_pretrained(space), points), "points": points}

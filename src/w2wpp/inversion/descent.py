@@ -47,7 +47,7 @@ def descend(
     kept = nn.ModuleDict({"width": nn.ParameterList([bound.log_variance]), "encoder": bound.encoder})
     state: dict[str, Stateful] = {"record": record, "optimiser": optimiser, "schedule": schedule, "scaler": scaler, "kept": kept}
     state |= record.parts
-    first, saved = load_checkpoint(checkpoint, state) if checkpoint else 0, time.monotonic()
+    first, saved = load_checkpoint(checkpoint, state) if checkpoint else 0, -math.inf
     if not first:
         record.take(0, bound.measure(held_out), None)
     chunk = max(1, options.steps // options.measured)

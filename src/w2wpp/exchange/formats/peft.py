@@ -139,6 +139,9 @@ def told_by(config: Mapping[str, Any], path: Path) -> Told:
     used = [option for option in OTHER_ARITHMETIC if config.get(option)]
     if used:
         raise W2WError(f"{path} uses {', '.join(used)}; only products of matrices can be read. Train one without.")
+    for option in ("use_rslora", "use_dora"):  # the text "false" would count as true
+        if not isinstance(config.get(option), bool | None):
+            raise W2WError(f"{path} says {option} is {str(config[option])[:40]!r}; true or false was expected. Export the adapter again.")
     rank, alpha = check_scale(config.get("r"), config.get(ALPHA.get(str(config.get("peft_type")), "lora_alpha")), path)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     try:
