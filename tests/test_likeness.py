@@ -24,9 +24,11 @@ from w2wpp.inversion.invert_photos import invert_photos, recipe_from
 from w2wpp.inversion.person_photos import PersonPhotos
 from w2wpp.inversion.resembling import LikenessOptions
 from w2wpp.inversion.teaching import fit_encoder, fit_with_decoder
+from w2wpp.inversion.tone import Tones, tones_of
 from w2wpp.inversion.watching import InversionStep
 from w2wpp.lora.layout import Layout
 from w2wpp.photos import descriptors
+from w2wpp.photos.alignment import AlignedFaces
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, FACE_BOX, SIDE, describe_faces, face_models
 from w2wpp.photos.face_network import FaceNetwork
 from w2wpp.photos.images import Image, to_tensor
@@ -78,8 +80,10 @@ def test_likeness_teaches_an_encoder(
     weights, noise = space.decode(4 * torch.randn(60, 6, generator=draw)), torch.randn(60 * 8, *base.latent_shape, generator=draw)
     both = (contexts[0].expand(480, -1, -1), contexts[2].expand(480, -1, -1))
     with torch.no_grad():
-        described = describer(base.draw(noise, both, layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS)).unflatten(0, (60, 8))
-    people = PersonPhotos(base, {}, {f"person-{i}": photos for i, photos in enumerate(described)}, contexts, alike=True)
+        pictures = base.draw(noise, both, layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS)
+    names = [f"person-{i}" for i in range(60)]
+    described, tones = (dict(zip(names, found.unflatten(0, (60, 8)), strict=True)) for found in (describer(pictures), tones_of(pictures)))
+    people = PersonPhotos(base, {}, described, contexts, tones=Tones.among(tones))
     assert people.teacher == "likeness" and len(people.people) == 60
     options = EncoderOptions(hidden=8, steps=40, batch=16, draws=4, lr=1e-2, measured=2)
     encoder, history = fit_encoder(space, people, options)
@@ -105,18 +109,57 @@ def test_unlikeness_is_of_what_is_drawn(
     with torch.no_grad():
         made = describer(base.draw(drawn(4), (both[0], both[1]), layout, weights, likeness.GUIDANCE, likeness.SOLVER_STEPS))
     wanted, centre = [made[:2], made[2:]], made.mean(0) + 0.1
-    lost = likeness.unlikeness(base, layout, weights, wanted, centre, contexts, drawn(4))
+    found, tones = likeness.faces_drawn(base, layout, weights, contexts, drawn(4))
+    lost = likeness.unlikeness(found, wanted, centre)
     cosines = [F.cosine_similarity(made[2 * i : 2 * i + 2] - centre, wanted[i].mean(0) - centre, dim=1).mean() for i in range(2)]
     assert close(lost.detach(), 1 - torch.stack(cosines))
-    lost.sum().backward()
+    (lost.sum() + tones.sum()).backward()
     assert weights.grad is not None and weights.grad.abs().amax(1).min() > 0
     # The same in groups, whose parts are computed again and not kept.
     again, lean = weights.detach().clone().requires_grad_(True), BaseModel.load(pico, "cpu", low_memory=True)
     monkeypatch.setattr(likeness, "pictures_at_a_time", lambda base, n: 3)
-    grouped = likeness.unlikeness(lean, layout, again, wanted, centre, contexts, drawn(4))
-    grouped.sum().backward()
+    found, tones_again = likeness.faces_drawn(lean, layout, again, contexts, drawn(4))
+    grouped = likeness.unlikeness(found, wanted, centre)
+    (grouped.sum() + tones_again.sum()).backward()
+    torch.testing.assert_close(tones_again, tones)
     torch.testing.assert_close(grouped, lost)
     torch.testing.assert_close(again.grad, weights.grad)
+
+
+def test_tones_are_light_and_detail() -> None:
+    draw = torch.Generator().manual_seed(2)
+    pictures = torch.rand(8, 3, 32, 32, generator=draw) - 0.5
+    blurred = F.interpolate(F.avg_pool2d(pictures, 2), scale_factor=2.0, mode="bilinear")
+    sharp, soft, dark = tones_of(pictures), tones_of(blurred), tones_of(pictures - 0.2)
+    assert sharp.shape == (8, 7)
+    torch.testing.assert_close(dark[:, :3], sharp[:, :3] - 0.1)  # of 1, where pixels go from -1 to 1
+    torch.testing.assert_close(dark[:, 3:], sharp[:, 3:], atol=1e-4, rtol=0)
+    assert (soft[:, 3] < sharp[:, 3] - 0.5).all() and (soft[:, 6] > sharp[:, 6] - 0.3).all()  # fine detail is gone, the rest is there
+    assert torch.isfinite(tones_of(torch.zeros(2, 3, 9, 7))).all()
+
+
+def test_pictures_are_off_in_tone_one_by_one_and_together() -> None:
+    draw = torch.Generator().manual_seed(2)
+    photos = {person: torch.randn(200, 7, generator=draw) for person in ("a", "b")}
+    tones = Tones.among(photos)
+    as_photos = torch.cat([photos["a"], photos["b"]])
+    own, common = tones.off(as_photos, ["a", "b"])
+    assert own.shape == (2,) and common < 1e-4
+    torch.testing.assert_close(own, torch.ones(2), atol=0.1, rtol=0)  # photos differ from their mean by one deviation
+    darker = as_photos.clone().requires_grad_(True)
+    own, common = tones.off(darker - 0.5, ["a", "b"])
+    common.backward()
+    assert 0.1 < common < 0.5 and darker.grad is not None and (darker.grad < 0).all()  # lighter is better, for each
+    another, _ = tones.off(as_photos + torch.cat([torch.zeros(200, 7), torch.ones(200, 7)]), ["a", "b"])
+    assert another[1] > 1.5 > another[0]
+
+
+def test_small_photos_would_teach_blur(base: BaseModel, tmp_path: Path, describer: Callable[[Tensor], Tensor]) -> None:
+    people = {"Ada_Lovelace": 2, "Alan_Turing": 1}
+    faces = AlignedFaces.load(write_faces(tmp_path / "faces", people))
+    with pytest.raises(W2WError, match=f"{faces.size}x{faces.size}, and pictures are 999x999"):
+        Tones.of(faces, list(people), 999)
+    assert Tones.of(faces, list(people), faces.size // 2).people.keys() == people.keys()
 
 
 def test_loudness_needs_adapters(base: BaseModel, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from w2wpp.base.model import BaseModel
 from w2wpp.base.room import pictures_at_a_time
 from w2wpp.common.batches import batches
+from w2wpp.inversion.tone import tones_of
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.descriptors import CHIP_PADDING, CHIP_SIDE, NETWORK, SIDE, face_models
 from w2wpp.photos.face_network import FaceNetwork
@@ -55,35 +56,36 @@ def _chip() -> Tensor:
     return torch.from_numpy(np.stack([at.real, at.imag], -1)).float()[None].add(0.5).mul(2 / SIDE).sub(1)
 
 
-def unlikeness(
-    base: BaseModel,
-    layout: Layout,
-    weights: Tensor,
-    described: Sequence[Tensor] | Tensor,
-    centre: Tensor,
-    contexts: Sequence[Tensor],
-    noise: Tensor,
-) -> Tensor:
-    """1 - the cosine, about `centre` [f], of the descriptions of what adapters draw and of their person's photos, [k] float32.
+def faces_drawn(base: BaseModel, layout: Layout, weights: Tensor, contexts: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What adapters draw: the descriptions [n, f] and the tones [n, 7] of their pictures, with gradients to weights [k, d].
 
-    weights: [k, d] float32. described: each person's photos, [p, f]; their mean is what is wanted. contexts: [tokens, width] each, of
-    the prompt and of the empty caption, which guidance leads away from. noise: [k n, c, h, w], from which each adapter draws n pictures.
+    contexts: [tokens, width] each, of the prompt and of the empty caption, which guidance leads away from. noise: [n, c, h, w], from
+    which each adapter draws n / k pictures.
     Raises W2WError for a layout with a text encoder, and without the extra that describes faces.
     """
     layout.check_denoiser_alone()
-    draws = len(noise) // len(weights)
-    each = weights.repeat_interleave(draws, 0)
+    each = weights.repeat_interleave(len(noise) // len(weights), 0)
 
-    def drawn(noise: Tensor, weights: Tensor) -> Tensor:
+    def drawn(noise: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         captioned, empty = (context.expand(len(noise), -1, -1) for context in contexts)
-        return describe_pixels(base.draw(noise, (captioned, empty), layout, weights, GUIDANCE, SOLVER_STEPS))
+        pictures = base.draw(noise, (captioned, empty), layout, weights, GUIDANCE, SOLVER_STEPS)
+        return describe_pixels(pictures), tones_of(pictures)
 
     size = pictures_at_a_time(base, len(noise))
-    if size < len(noise):  # what a group needs is computed again in the backward pass, so that memory holds one group
-        groups = [(noise[s], each[s]) for s in batches(len(noise), size)]
-        found = torch.cat([checkpoint(drawn, *group, use_reentrant=False, preserve_rng_state=False) for group in groups])
-    else:
-        found = drawn(noise, each)
+    if size >= len(noise):
+        return drawn(noise, each)
+    # What a group needs is computed again in the backward pass, so that memory holds one group.
+    groups = [(noise[s], each[s]) for s in batches(len(noise), size)]
+    found = [checkpoint(drawn, *group, use_reentrant=False, preserve_rng_state=False) for group in groups]
+    described, tones = zip(*found, strict=True)
+    return torch.cat(described), torch.cat(tones)
+
+
+def unlikeness(found: Tensor, described: Sequence[Tensor] | Tensor, centre: Tensor) -> Tensor:
+    """1 - the cosine, about `centre` [f], of the descriptions of pictures [n, f] and of their person's photos: [k] float32.
+
+    described: each person's photos, [p, f]; their mean is what is wanted of each of the person's n / k pictures.
+    """
+    draws, centre = len(found) // len(described), centre.to(found)
     wanted = torch.stack([photos.mean(0) for photos in described]).to(found).repeat_interleave(draws, 0)
-    centre = centre.to(found)
     return (1 - F.cosine_similarity(found - centre, wanted - centre)).unflatten(0, (-1, draws)).mean(1)

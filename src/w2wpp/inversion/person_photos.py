@@ -22,7 +22,8 @@ from w2wpp.common.batches import batches
 from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
-from w2wpp.inversion.likeness import face_network, unlikeness
+from w2wpp.inversion.likeness import face_network, faces_drawn, unlikeness
+from w2wpp.inversion.tone import Tones
 from w2wpp.lora.batched import adapted
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
@@ -41,6 +42,8 @@ NAMES_SHARES, ADAPTERS_SHARES = (0.65, 0.10, 0.25), (0.60, 0.10, 0.20, 0.10)
 # Predictions from descriptions lie closer to the mean adapter than adapters do; louder teachers make up for it. Chosen on val people by
 # the score of pictures (docs/research/tiny-faces.md).
 LOUDNESS = 2.5
+# Weights of the tone of what is drawn, beside its likeness: of each person's, and of all together. Chosen on val people.
+TONE, COMMON_TONE = 0.03, 0.1
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class PersonPhotos:
     named: Mapping[str, Tensor] = field(default_factory=dict)  # person -> [2, tokens, width], their name's captions; for `names`
     taught: OwnAdapters | None = None  # for `adapters`, of everyone, for `both`, and for `likeness` where training begins
     prompt: str = ""  # of the first context
-    alike: bool = False  # for `likeness`
+    tones: Tones | None = None  # for `likeness`
 
     @classmethod
     def of(
@@ -114,7 +117,7 @@ class PersonPhotos:
         faces = faces if isinstance(faces, AlignedFaces) else AlignedFaces.load(faces)
         people = faces.choose(split)
         teacher = _checked_teacher(teacher, dataset, loudness)
-        taught, alike = None, teacher == "likeness"
+        taught, tones, alike = None, None, teacher == "likeness"
         if alike:
             face_network(str(base.device))  # what is amiss with it is said now, not after the photos
         if teacher in WITH_ADAPTERS and dataset is not None:
@@ -126,15 +129,23 @@ class PersonPhotos:
         named = _named(base, people, prompt) if teacher == "names" else {}
         described = described_faces(faces, people)
         latents = {}
-        for person in track([] if alike else people, "encode photos", "people"):
-            images = to_tensor(faces.photos(person))
-            latents[person] = base.encode_images(torch.cat([images, images.flip(-1)])).float()
+        if alike:
+            tones = Tones.of(faces, people, base.image_size)
+        else:
+            for person in track(people, "encode photos", "people"):
+                images = to_tensor(faces.photos(person))
+                latents[person] = base.encode_images(torch.cat([images, images.flip(-1)])).float()
         captions = [prompt]
         if named or taught or alike:
             captions = [*(prompt + end for end in ENDS), ""]
         if dataset is not None and taught:
             captions.append(dataset.meta.get("adapters", {}).get("prior_prompt", ""))
-        return cls(base, latents, described, base.encode_text(captions).float(), named, taught, prompt, alike)
+        return cls(base, latents, described, base.encode_text(captions).float(), named, taught, prompt, tones)
+
+    @property
+    def alike(self) -> bool:
+        """Whether likeness teaches."""
+        return self.tones is not None
 
     @property
     def people(self) -> list[str]:
@@ -158,10 +169,12 @@ class PersonPhotos:
     def loss(self, layout: Layout, weights: Tensor, people: Sequence[str], draws: int, draw: torch.Generator) -> Tensor:
         """The teacher's loss for adapters weights [k, d], each on `draws` draws of photo, timestep and noise, or pictures: [k]."""
         layout.check_denoiser_alone()
-        if self.alike:
-            described, contexts = [self.described[person] for person in people], [self.contexts[PLAIN], self.contexts[EMPTY]]
+        if self.tones:
             noise = torch.randn(len(people) * draws, *self.base.latent_shape, generator=draw)
-            return unlikeness(self.base, layout, weights, described, self.centre, contexts, noise)
+            found, tones = faces_drawn(self.base, layout, weights, [self.contexts[PLAIN], self.contexts[EMPTY]], noise)
+            own, common = self.tones.off(tones, people)
+            unlike = unlikeness(found, [self.described[person] for person in people], self.centre)
+            return unlike + TONE * own + COMMON_TONE * common
         k, device = len(people), self.base.device
         latents = torch.stack([self.latents[p][torch.randint(len(self.latents[p]), (draws,), generator=draw)] for p in people]).to(device)
         share = (torch.arange(draws) + torch.rand(k, draws, generator=draw)) / draws

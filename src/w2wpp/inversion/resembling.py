@@ -14,7 +14,7 @@ from w2wpp.common.progress import track
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.gradient import Inverted
-from w2wpp.inversion.likeness import SOLVER_STEPS, unlikeness
+from w2wpp.inversion.likeness import SOLVER_STEPS, faces_drawn, unlikeness
 from w2wpp.inversion.watching import InversionStep, Watch
 from w2wpp.photos.descriptors import mean_descriptions
 from w2wpp.photos.images import Image
@@ -75,7 +75,8 @@ def invert_by_likeness(
                 for i in range(options.batch)
             ]
         )
-        own = unlikeness(base, space.layout, space.decode(z), described[:, None], encoder.mean, contexts, noise)
+        found, _ = faces_drawn(base, space.layout, space.decode(z), contexts, noise)
+        own = unlikeness(found, described[:, None], encoder.mean)
         # A sum over people: nobody's gradient holds anybody else's loss, and Adam works number by number.
         total = own.sum() + options.prior_weight * (z.square().mean(1) / 2).sum()
         optimiser.zero_grad(set_to_none=True)
