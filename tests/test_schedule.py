@@ -120,6 +120,17 @@ def test_workers_that_never_start_end_the_run_in_one_line_and_some_that_do_not_d
     assert len(run(40, SimulatedPool(4, steady, Luck(fails_to_start=0.3), seed=5))[0]) == 40
 
 
+def test_a_cluster_without_a_worker_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    class Away(SimulatedPool):
+        def grow(self, most: int) -> None:
+            if self.now() > 300:
+                super().grow(most)
+
+    found, _ = run(4, Away(2, steady))
+    assert found == [f"task {i}" for i in range(4)]
+    assert capsys.readouterr().err.count("note: the cluster has had no worker for 120 seconds") == 2
+
+
 def test_an_error_of_a_task_comes_in_its_turn() -> None:
     class Refused(SimulatedPool):
         def fetch(self, result: str) -> str:

@@ -15,6 +15,7 @@ B = TypeVar("B")
 WAIT = 0.5  # seconds to listen before the clock is looked at again
 STARTS = 3  # workers in a row that may fail to start before no other is started for a while
 PAUSE = 60.0  # seconds
+ALONE = 120.0  # seconds without a worker, after which each time the user is told
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def in_order(
     Raises W2WError if workers do not start, and none is there.
     """
     failed = list[str]()  # starts in a row
-    pause = -1.0
+    pause, alone = -1.0, pool.now()
     while not schedule.over:
         if pool.now() > pause:
             pool.grow(schedule.useful)
@@ -86,6 +87,11 @@ def in_order(
             elif event.what == "ready":
                 failed.clear()
             _note(schedule, event, pool.now())
+        if schedule.workers:
+            alone = pool.now()
+        elif pool.now() - alone > ALONE:
+            note(f"the cluster has had no worker for {ALONE:.0f} seconds. The work waits for a machine; interrupt it to stop.")
+            alone = pool.now()
         if len(failed) >= STARTS and not schedule.workers:
             raise W2WError(f"{len(failed)} workers did not start, the last because: {failed[-1]}")
         if schedule.next:
