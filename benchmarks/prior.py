@@ -4,9 +4,9 @@
 
 Points of people: one adapter of each of --people people of the dataset, as the space's encoder reads it (pictures that it draws).
 A tenth of them is held out. Each prior is fitted to the others. `held-out people` is the row of real points that no prior saw.
-Points are compared with the rows that priors were fitted to (nearest_ratio: mean distance to the nearest, over that of
-held-out people) and with held-out people by a classifier (auc), in the latents in which real points differ. Pictures are compared with those of as many of the people whom
-priors were fitted to; max_id is over these people. All models share the image seeds.
+Points are compared with the rows that priors were fitted to (nearest_ratio: mean distance to the nearest, over that of held-out
+people) and with held-out people by a classifier (auc), in the latents in which real points differ. Pictures are compared with
+those of as many of the people whom priors were fitted to; max_id is over these people. All models share the image seeds.
 Writes the part "prior" of docs/results/one_space.json, and keeps the other parts.
 """
 

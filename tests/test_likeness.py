@@ -212,12 +212,16 @@ def test_small_gradients_survive_float16() -> None:
 
 def test_a_step_that_memory_does_not_hold_is_told() -> None:
     class Large:
-        options = EncoderOptions()
+        options = EncoderOptions(batch=2)
 
-        def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float) -> dict[str, Tensor]:
+        def __call__(self, people: Sequence[str], draw: torch.Generator, jitter: float = 0.0) -> dict[str, Tensor]:
             raise torch.OutOfMemoryError
 
-    with pytest.raises(W2WError, match="memory ran out in a step of 2 people and 2 draws each"):
+        measure = Bound.measure
+
+    with pytest.raises(W2WError, match="memory ran out with 2 people and 2 draws each at a time"):
+        descent._measured(cast(Bound, Large()), ["ada", "ida"])
+    with pytest.raises(W2WError, match="memory ran out with 2 people and 2 draws each at a time"):
         descent._with_gradients(cast(Bound, Large()), ["ada", "ida"], torch.Generator(), torch.amp.GradScaler("cpu", enabled=False))
 
 

@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from w2wpp.common.memory import ran_out
 from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
-from w2wpp.inversion.bound import Bound
+from w2wpp.inversion.bound import Bound, EncoderOptions
 from w2wpp.spaces.point_files import alike, fingerprint
 
 KEEP_EVERY = 60.0  # seconds between two checkpoints
@@ -49,7 +50,7 @@ def descend(
     state |= record.parts
     first, saved = load_checkpoint(checkpoint, state) if checkpoint else 0, -math.inf
     if not first:
-        record.take(0, bound.measure(held_out), None)
+        record.take(0, _measured(bound, held_out), None)
     chunk = max(1, options.steps // options.measured)
     for step in track(range(first, options.steps), "train the encoder on photos", "steps"):
         draw = generator(options.seed, "encoder step", step)
@@ -63,7 +64,7 @@ def descend(
         schedule.step()
         measured = (step + 1) % chunk == 0
         if measured:
-            record.take(step + 1, bound.measure(held_out), record.sums)
+            record.take(step + 1, _measured(bound, held_out), record.sums)
         if checkpoint and (measured or time.monotonic() - saved > KEEP_EVERY):
             save_checkpoint(checkpoint, state, step + 1)
             saved = time.monotonic()
@@ -74,15 +75,28 @@ def descend(
 
 def _with_gradients(bound: Bound, people: Sequence[str], draw: torch.Generator, scaler: torch.amp.GradScaler) -> dict[str, float]:
     """The bound's parts on these people, after its backward pass. Raises W2WError where memory does not hold it."""
-    try:
+    with _memory_told(bound.options):
         parts = bound(people, draw, bound.options.jitter)
         scaler.scale(parts["loss"]).backward()
+    return {name: float(value.detach()) for name, value in parts.items()}
+
+
+def _measured(bound: Bound, held_out: Sequence[str]) -> dict[str, float]:
+    """The bound's parts on people held out. Raises W2WError where memory does not hold a group of them."""
+    with _memory_told(bound.options):
+        return bound.measure(held_out)
+
+
+@contextmanager
+def _memory_told(options: EncoderOptions) -> Iterator[None]:
+    """Raise W2WError where memory runs out: so many people at a time are too many."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        found = f"memory ran out in a step of {len(people)} people and {bound.options.draws} draws each"
+        found = f"memory ran out with {options.batch} people and {options.draws} draws each at a time"
         raise W2WError(f"{found}. Give fewer (--encoder-batch, --encoder-draws), or --low-memory.") from error
-    return {name: float(value.detach()) for name, value in parts.items()}
 
 
 def _training(bound: Bound, people: Sequence[str]) -> str:
