@@ -63,7 +63,8 @@ def rows(folder: Path, tiny: bool) -> Iterator[Row]:
         n = given.n if pixels == 256 else 100
         data, m = ("base", "adapters"), min(given.m, n // 2)
         yield Row("base show", pixels, ("base", "show", at["base"]))
-        yield Row("fit pca", pixels, ("fit", "pca", at["adapters"], "--m", str(m), "--out", pca), data, about=f"{n:,} adapters, m = {m}")
+        words = ("fit", "pca", at["adapters"], "--m", str(m), "--out", pca, "--overwrite")
+        yield Row("fit pca", pixels, words, data, about=f"{n:,} adapters, m = {m}")
         if pixels == 256:
             yield from spaces(folder, at, vae, given.vae, m, base)
         one = ("--pictures", "1", *few, *base)
@@ -94,7 +95,8 @@ def rows(folder: Path, tiny: bool) -> Iterator[Row]:
 
 def spaces(folder: Path, at: dict[str, str], vae: str, widths: str, m: int, base: tuple[str, ...]) -> Iterator[Row]:
     """What does not depend on the pictures' size."""
-    words = ("fit", "vae", at["adapters"], "--preset", "report", "--widths", widths, "--m", str(m), "--epochs", "1", "--out", vae)
+    sizes = ("--preset", "report", "--widths", widths, "--m", str(m), "--epochs", "1")
+    words = ("fit", "vae", at["adapters"], *sizes, "--out", vae, "--overwrite")
     yield Row("fit vae --low-memory", 256, (*words, "--low-memory"), ("base", "adapters"), about=f"{widths} and back, 1 epoch")
     published = str(folder / "published")
     yield Row(

@@ -153,6 +153,17 @@ def w2w(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+def refused(ended: Ended, *words: str) -> None:
+    """Assert one clear line on stderr and exit code 2."""
+    assert ended.code == 2, ended.err
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    for word in words:
+        assert word in lines[0]
+
+
 def write_faces(folder: Path, people: Mapping[str, int], size: int = 16, split: str = "train") -> Path:
     """An aligned faces folder of noise: `people` maps a name to a number of photos. Nobody's face is in it."""
     lines = []

@@ -16,7 +16,7 @@ import pytest
 import torch
 import typer
 
-from conftest import Ended, write_faces
+from conftest import Ended, refused, write_faces
 from w2wpp.base.train import BaseTraining
 from w2wpp.cli import app
 from w2wpp.cli.help import FIRST, PANELS
@@ -207,17 +207,6 @@ def test_without_json_the_result_is_for_people(w2w: Call, dataset: Path) -> None
     assert not ended.out.startswith("{")
 
 
-def refused(ended: Ended, *words: str) -> None:
-    """Assert one clear line on stderr and exit code 2."""
-    assert ended.code == 2, ended.err
-    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, ended.err
-    assert "Traceback" not in ended.err
-    assert ended.out == ""
-    for word in words:
-        assert word in lines[0]
-
-
 def test_a_folder_with_no_people(w2w: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(w2w("faces", "align", tmp_path / "empty", "--out", tmp_path / "faces", "--runs", tmp_path / "runs"), "no person/photo.jpg")
@@ -262,26 +251,6 @@ def test_a_space_cut_short_and_m_beyond_n(w2w: Call, tmp_path: Path, pico: Path,
     assert space.read_bytes() == before
     space.write_bytes(before[:-100])
     refused(w2w("sample", space, "--base", pico, "--runs", runs), "space.safetensors")
-
-
-def test_a_result_that_is_there_is_replaced_when_asked(w2w: Call, tmp_path: Path, dataset: Path, space: Path) -> None:
-    runs, before = tmp_path / "runs", space.read_bytes()
-    table = tmp_path / "labels.csv"
-    table.write_text("mine")
-    refused(w2w("fit", "pca", dataset, "--m", 2, "--out", space, "--runs", runs), "space.safetensors is there already", "--overwrite")
-    refused(w2w("dataset", "labels", dataset, "--out", table, "--runs", runs), "labels.csv is there already")
-    faces = tmp_path / "faces"
-    also = w2w("fit", "anchored-vae", dataset, "--faces", faces, "--encoder", table, "--out", tmp_path / "new", "--runs", runs)
-    refused(also, "--encoder", "labels.csv is there already")
-    assert (space.read_bytes(), table.read_text()) == (before, "mine")
-    assert w2w("fit", "pca", dataset, "--m", 2, "--out", space, "--overwrite", "--runs", runs).code == 0
-    assert space.read_bytes() != before
-
-
-def test_more_models_than_memory_holds_are_refused(w2w: Call, tmp_path: Path, pico: Path, space: Path) -> None:
-    ended = w2w("sample", space, "--base", pico, "--n", 10**12, "--out", tmp_path / "many", "--runs", tmp_path / "runs")
-    refused(ended, "1000000000000 models", "GiB are free")
-    assert not any((tmp_path / "many").glob("*.safetensors"))
 
 
 def test_an_id_that_is_not_there(w2w: Call, tmp_path: Path, pico: Path, dataset: Path) -> None:

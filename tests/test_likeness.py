@@ -143,6 +143,8 @@ def test_pictures_are_off_in_tone_one_by_one_and_together() -> None:
     photos = {person: torch.randn(200, 7, generator=draw) for person in ("a", "b")}
     tones = Tones.among(photos)
     as_photos = torch.cat([photos["a"], photos["b"]])
+    few = [tones.off(as_photos[[i, 200 + i]], ["a", "b"])[1] for i in range(200)]
+    assert abs(sum(few) / 200) < 0.05 and tones.off(as_photos[:1], ["a"])[1] == 0  # of few pictures no more is asked
     own, common = tones.off(as_photos, ["a", "b"])
     assert own.shape == (2,) and common < 1e-4
     torch.testing.assert_close(own, torch.ones(2), atol=0.1, rtol=0)  # photos differ from their mean by one deviation
@@ -154,11 +156,17 @@ def test_pictures_are_off_in_tone_one_by_one_and_together() -> None:
     assert another[1] > 1.5 > another[0]
 
 
-def test_small_photos_would_teach_blur(base: BaseModel, tmp_path: Path, describer: Callable[[Tensor], Tensor]) -> None:
+def test_small_photos_would_teach_blur(
+    base: BaseModel, tmp_path: Path, describer: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     people = {"Ada_Lovelace": 2, "Alan_Turing": 1}
     faces = AlignedFaces.load(write_faces(tmp_path / "faces", people))
     with pytest.raises(W2WError, match=f"{faces.size}x{faces.size}, and pictures are 999x999"):
         Tones.of(faces, list(people), 999)
+    small = AlignedFaces.load(write_faces(tmp_path / "small", people, size=base.image_size // 2))
+    monkeypatch.setattr(person_photos, "described_faces", lambda *_: pytest.fail("photos were described before their size was looked at"))
+    with pytest.raises(W2WError, match="they would learn to be blurred"):
+        PersonPhotos.of(base, small, "", "photo of sks person", "likeness")
     assert Tones.of(faces, list(people), faces.size // 2).people.keys() == people.keys()
 
 
@@ -220,7 +228,7 @@ def test_a_step_that_memory_does_not_hold_is_told() -> None:
         measure = Bound.measure
 
     with pytest.raises(W2WError, match="memory ran out with 2 people and 2 draws each at a time"):
-        descent._measured(cast(Bound, Large()), ["ada", "ida"])
+        descent.loss_of_held_out(cast(Bound, Large()), ["ada", "ida"])
     with pytest.raises(W2WError, match="memory ran out with 2 people and 2 draws each at a time"):
         descent._with_gradients(cast(Bound, Large()), ["ada", "ida"], torch.Generator(), torch.amp.GradScaler("cpu", enabled=False))
 

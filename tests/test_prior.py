@@ -121,6 +121,20 @@ def test_a_prior_without_word_of_still_latents_is_about_all_of_them(fitted: dict
     assert close(Prior.load(tmp_path / "early.safetensors").sample(3), fitted["mixture"].sample(3))
 
 
+def test_latents_that_do_not_add_up_are_refused(fitted: dict[str, Prior], tmp_path: Path) -> None:
+    fitted["mixture"].save(tmp_path / "now.safetensors")
+    tensors, about = read_checked(tmp_path / "now.safetensors", "prior")
+    for changed in (
+        {"varying": torch.tensor([True, True, False])},
+        {"varying": torch.ones(5, dtype=torch.bool), "still": torch.zeros(5)},
+        {"varying": torch.ones(3)},
+        {"still": torch.zeros(2)},
+    ):
+        write_checked(tmp_path / "odd.safetensors", {**tensors, **changed}, about)
+        with pytest.raises(W2WError, match="it does not say which 3 latents vary"):
+            Prior.load(tmp_path / "odd.safetensors")
+
+
 def test_the_mixture_finds_two_clusters_and_one_gaussian_does_not(space: Space) -> None:
     prior = fit_prior(space, examples(), "mixture")
     assert prior.history["components"] >= 2

@@ -512,6 +512,7 @@ def test_commands_take_addresses(w2w: Callable[..., Ended], dataset: Path, pico:
         ("dataset", "merge", dataset, "--out", f"{bucket}/adapters"),
         ("fit", "pca", dataset, "--m", 3, "--out", f"{bucket}/adapters"),
         ("fit", "pca", dataset, "--m", 3, "--out", f"s3://{BUCKET}"),
+        ("fit", "pca", dataset, "--m", 3, "--out", f"{bucket}/space.safetensors"),
         ("dataset", "merge", f"{bucket}/adapters", "--out", f"{bucket}/adapters"),
         ("fit", "pca", f"{bucket}/adapters", "--m", 3, "--out", "s3://no-such-bucket/space.safetensors"),
         ("adapters", "train", f"{bucket}/faces", "--out", f"{bucket}/trained"),

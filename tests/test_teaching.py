@@ -97,8 +97,11 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     whole, encoder, history = fit_with_decoder(space, photos, options)
     file = tmp_path / "checkpoint.pt"
 
+    steps = list[int]()
+
     def cut(path: Path, parts: Any, step: int) -> None:
         save_checkpoint(path, parts, step)
+        steps.append(step)
         if step == 4:
             raise KeyboardInterrupt
 
@@ -106,6 +109,11 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     torch.manual_seed(2)
     with pytest.raises(KeyboardInterrupt):
         fit_with_decoder(space, photos, options, file)
+    assert steps[0] == 1  # who interrupts early has something to go on with, too
+    if teacher == "likeness":
+        with monkeypatch.context() as patch, pytest.raises(W2WError, match="other options or people"):
+            patch.setattr(descent, "TONE", 2 * descent.TONE)
+            fit_with_decoder(space, photos, options, file)
     for others, asked in ((replace(options, lr=2e-2), photos), (options, replace(photos, prompt="photo of somebody"))):
         with pytest.raises(W2WError, match="other options or people"):
             fit_with_decoder(space, asked, others, file)

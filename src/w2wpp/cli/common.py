@@ -60,7 +60,7 @@ def run(
     resumes: bool = True,
     sign: str = "",
     stored: bool = False,
-    also: Sequence[str] = (),
+    fresh: Sequence[str] = (),
 ) -> Iterator[Run]:
     """The numbered run folder around a verb that makes files.
 
@@ -70,7 +70,7 @@ def run(
     resumes: whether the verb goes on with what is in its folder `out`; else that must be empty, or `overwrite` given.
     sign: what the verb makes first in `out`; a folder that holds other things without it is refused.
     stored: whether `out` may be an address of a storage.
-    also: arguments beside `out` that name files of the result. Raises W2WError if one is there, unless `overwrite` is given.
+    fresh: arguments that name files of the result. Raises W2WError if one is there, unless `overwrite` is given, or is a folder.
     """
     from w2wpp.common import runs
     from w2wpp.common.files import ASIDE, apart
@@ -79,15 +79,13 @@ def run(
     from w2wpp.common.storage import Address, place
 
     _refuse_addresses(options, ("out", *STORED) if stored else STORED)
-    away = isinstance(there := place(options["out"] or ""), Address)
-    if isinstance(there, Address) and not options["dry_run"]:
+    there = place(options["out"] or "")
+    if (away := isinstance(there, Address)) and not options["dry_run"]:
         there.size()  # now, and not after the work: is the bucket there?
-        if product and there.is_dir():
-            raise W2WError(f"{there} is a folder, and the result is one file. Give its name too, such as {there / product}.")
     if options["out"]:
         apart(options["out"], *inputs_of(options, reads))
-    if product and not options.get("overwrite", True):
-        _refuse_existing(options, ("out", *also))
+    for name in fresh:
+        _refuse_existing(options, name)
     config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
@@ -111,8 +109,7 @@ def run(
         under_way.out = options["out"]
         under_way.results = {key: _placed(value, aside, under_way.out) for key, value in under_way.results.items()}
     runs.finish(folder, under_way.results)
-    results = under_way.results
-    shown = {key: results[key] for key in under_way.printed or results}
+    shown = {key: under_way.results[key] for key in under_way.printed or under_way.results}
     show({"out": under_way.out, "run": folder, **shown}, as_json)
 
 
@@ -125,14 +122,18 @@ def _refuse_addresses(options: Mapping[str, Any], but: Sequence[str]) -> None:
             here(value, "Give a path. `w2w dataset merge` copies a dataset to an address, or from one.")
 
 
-def _refuse_existing(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise W2WError for a file of the result that is there already."""
-    from w2wpp.common.storage import place
+def _refuse_existing(options: Mapping[str, Any], name: str) -> None:
+    """Raise W2WError where a file of the result is a folder, or is there already and `overwrite` was not given."""
+    from w2wpp.common.storage import Address, place
 
-    for name in names:
-        if options[name] and (there := place(options[name])).is_file():
-            flag = f"--{name.replace('_', '-')}"
-            raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
+    there = place(options[name] or "")
+    if not options[name] or (isinstance(there, Address) and options["dry_run"]):  # a dry run asks no storage
+        return
+    flag = f"--{name.replace('_', '-')}"
+    if there.is_dir():
+        raise W2WError(f"{flag} {there} is a folder, and the result is one file. Give its name too.")
+    if there.is_file() and not options["overwrite"]:
+        raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
 
 
 def _placed(value: Any, aside: Path, out: Path) -> Any:

@@ -100,7 +100,7 @@ def dataset_labels(
     if given and dataset == "tiny-faces":
         raise W2WError("tiny-faces is part of the package. Copy it with `w2w dataset merge tiny-faces --out FOLDER`, and set labels there.")
     options = {**locals(), "out": Path(dataset) / "manifest.jsonl" if given else out, "overwrite": overwrite or given is not None}
-    with run("dataset-labels", options, "labels.csv", reads=() if given else ("dataset",), stored=True) as job:
+    with run("dataset-labels", options, "labels.csv", reads=() if given else ("dataset",), stored=True, fresh=("out",)) as job:
         from w2wpp.dataset.labels import label_from, write_table
 
         weights = w2w.WeightDataset.load(dataset) if given else w2w.WeightDataset.from_pretrained(dataset)

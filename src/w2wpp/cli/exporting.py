@@ -55,7 +55,7 @@ def export(
     """
     ids = identities or []
     if form in (ExportFormat.w2wmodel, ExportFormat.vae):
-        with run("export", locals(), f"{form.value}.pt") as job:
+        with run("export", locals(), f"{form.value}.pt", fresh=("out",)) as job:
             from w2wpp.exchange.export_published import export_file
 
             refuse_several(form, points, space, dataset, ids, everything, job.out)

@@ -99,7 +99,7 @@ def fit_pca(
     check_scaling(given)
     if ray and update:
         raise W2WError("--ray was given with --update, which reads the new rows only. Leave out one of them.")
-    with run("fit-pca", given, "space.safetensors", stored=True) as job:
+    with run("fit-pca", given, "space.safetensors", stored=True, fresh=("out",)) as job:
         from w2wpp.spaces.table_recipe import TableRecipe
 
         data = w2w.WeightDataset.from_pretrained(dataset)
@@ -205,7 +205,7 @@ def fit_vae(
     preferred = w2w.VaeOptions() if preset == VaePreset.ours else preset_of(preset.value)
     options = override(preferred, widths=numbers(widths) if widths else None, **given)
     told = {**words, **{name: getattr(options, name) for name in (*given, "widths")}}
-    with run("fit-vae", told, "space.safetensors", stored=True) as job:
+    with run("fit-vae", told, "space.safetensors", stored=True, fresh=("out",)) as job:
         weights = w2w.WeightDataset.from_pretrained(dataset)
         model = w2w.BaseModel.load(base, device) if pictures or reconstructions else None
         if model:  # now, and not after the training

@@ -36,8 +36,8 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         help="adapters: predict what each person's own adapters predict; photos: denoise their photos; both: adapters where people have "
-        "them, else photos; likeness: draw what looks like their photos to the network that describes these, which is best and costs "
-        "most; names: predict what the base does when it is told their name; auto: both with a dataset, else photos.",
+        "them, else photos; likeness: draw what looks like their photos to the network that describes these, in their tone, which is "
+        "best and costs most; names: predict what the base does when it is told their name; auto: both with a dataset, else photos.",
     ),
 ]
 Loudness = Annotated[
@@ -129,7 +129,7 @@ def fit_anchored(
     if checkpoint:
         apart(checkpoint, *inputs_of(given, reads), out, encoder, option="--checkpoint")
     refuse_without_faces(given)
-    with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True, also=("encoder",)) as job:
+    with run("fit-anchored-vae", given, "space.safetensors", reads=reads, stored=True, fresh=("out", "encoder")) as job:
         options = w2w.AnchoredOptions(m=m, components=components, hidden=hidden, steps=steps, seed=seed)
         data = w2w.WeightDataset.from_pretrained(dataset)
         photos = None
@@ -193,7 +193,7 @@ def fit_encoder(
 
     if checkpoint:
         apart(checkpoint, *inputs_of(given), out, option="--checkpoint")
-    with run("fit-encoder", given, "encoder.safetensors", stored=True) as job:
+    with run("fit-encoder", given, "encoder.safetensors", stored=True, fresh=("out",)) as job:
         model, opened = open_space(space, base, device, precision, low_memory)
         data = w2w.WeightDataset.from_pretrained(dataset) if dataset else None
         photos = w2w.PersonPhotos.of(model, faces, split, asked(opened.prompting, prompt).prompt, teacher, data, loudness)

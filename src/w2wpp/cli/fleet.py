@@ -181,7 +181,7 @@ def map_(
     """Draw a dataset as a map: adapters lie near each other where their products are alike. An .html, .png or .svg."""
     if out and out.suffix not in (".html", ".png", ".svg"):
         raise W2WError(f"--out {out} does not end with .html, .png or .svg.")
-    with run("map", locals(), "map.html", reads=("dataset", "pictures")) as job:
+    with run("map", locals(), "map.html", reads=("dataset", "pictures"), fresh=("out",)) as job:
         from w2wpp.fleet.chart import draw_map, html_map, positions
         from w2wpp.fleet.index import ProductIndex
 

@@ -113,7 +113,7 @@ def fit_prior(
         from w2wpp.common.files import apart
 
         apart(keep_points, *inputs_of(given), out, option="--keep-points")
-    with run("fit-prior", given, "prior.safetensors", stored=True, also=("keep_points",)) as job:
+    with run("fit-prior", given, "prior.safetensors", stored=True, fresh=("out", "keep_points")) as job:
         from w2wpp.prior.base import fit_prior as fitted
         from w2wpp.prior.examples import Examples
 

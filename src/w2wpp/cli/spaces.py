@@ -79,7 +79,8 @@ def sample(
         from w2wpp.photos.images import write_rows
 
         model, opened = open_space(space, base, device, precision)
-        check_room(n * (8 * opened.m + 3 * pictures * model.image_size**2), f"{n} models of {pictures} pictures each")
+        # Every picture is there twice at the end: once more in the sheet.
+        check_room(n * (8 * opened.m + 6 * pictures * model.image_size**2), f"{n} models of {pictures} pictures each")
         z = factor * drawn_points(opened, model, n, seed, prior, where, like, prior_guidance)
         ids = [f"sample-{seed}-{i}" for i in range(n)]
         w2w.save_points(job.out / "points.safetensors", z, ids, opened)
@@ -115,7 +116,7 @@ def interpolate(
     as_json: Json = False,
 ) -> None:
     """Walk in a straight line from one point to another; every picture has the same image seed."""
-    with run("interpolate", locals(), "strip.png", stored=True) as job:
+    with run("interpolate", locals(), "strip.png", stored=True, fresh=("out",)) as job:
         model, opened = open_space(space, base, device, precision)
         z, ids = w2w.load_points(points, opened) if points else (opened.sample(2, seed=seed), [f"sample-{seed}-0", f"sample-{seed}-1"])
         first, last = position(ids, start or ids[0]), position(ids, end or ids[-1])
@@ -148,7 +149,7 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Adapters to points, and back to adapters; draws the originals above what comes back."""
-    with run("reconstruct", locals(), "reconstructions.png", stored=True) as job:
+    with run("reconstruct", locals(), "reconstructions.png", stored=True, fresh=("out",)) as job:
         network = read_through(space, reading, encoder)
         model, opened = open_space(space, base, device, precision)
         data = w2w.WeightDataset.from_pretrained(dataset)

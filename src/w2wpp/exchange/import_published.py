@@ -49,9 +49,10 @@ def import_file(source: Path, space: Path | None, out: Path, base: str) -> dict[
     if isinstance(load_plain(source, device="meta"), dict):
         if space:
             raise W2WError(f"{source} is a VAE, a space of its own. Leave out --space.")
+        file = new("space.safetensors")
         denoiser = Denoiser.load(base)
         vae = read_vae(source, Layout.of(denoiser.module), denoiser.id)
-        vae.save(file := new("space.safetensors"))
+        vae.save(file)
         return {"space": file, "kind": vae.kind, "m": vae.m, "widths": list(vae.options.widths), "base": base}
     if space is None:
         raise W2WError(f"{source} holds coefficients of a space. Give it as --space, one that `w2w import` made.")

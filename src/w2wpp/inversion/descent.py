@@ -19,6 +19,7 @@ from w2wpp.common.progress import track
 from w2wpp.common.schedules import one_cycle
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.bound import Bound, EncoderOptions
+from w2wpp.inversion.person_photos import COMMON_TONE, TONE
 from w2wpp.spaces.point_files import alike, fingerprint
 
 KEEP_EVERY = 60.0  # seconds between two checkpoints
@@ -50,7 +51,7 @@ def descend(
     state |= record.parts
     first, saved = load_checkpoint(checkpoint, state) if checkpoint else 0, -math.inf
     if not first:
-        record.take(0, _measured(bound, held_out), None)
+        record.take(0, loss_of_held_out(bound, held_out), None)
     chunk = max(1, options.steps // options.measured)
     for step in track(range(first, options.steps), "train the encoder on photos", "steps"):
         draw = generator(options.seed, "encoder step", step)
@@ -64,7 +65,7 @@ def descend(
         schedule.step()
         measured = (step + 1) % chunk == 0
         if measured:
-            record.take(step + 1, _measured(bound, held_out), record.sums)
+            record.take(step + 1, loss_of_held_out(bound, held_out), record.sums)
         if checkpoint and (measured or time.monotonic() - saved > KEEP_EVERY):
             save_checkpoint(checkpoint, state, step + 1)
             saved = time.monotonic()
@@ -81,7 +82,7 @@ def _with_gradients(bound: Bound, people: Sequence[str], draw: torch.Generator, 
     return {name: float(value.detach()) for name, value in parts.items()}
 
 
-def _measured(bound: Bound, held_out: Sequence[str]) -> dict[str, float]:
+def loss_of_held_out(bound: Bound, held_out: Sequence[str]) -> dict[str, float]:
     """The bound's parts on people held out. Raises W2WError where memory does not hold a group of them."""
     with _memory_told(bound.options):
         return bound.measure(held_out)
@@ -103,6 +104,7 @@ def _training(bound: Bound, people: Sequence[str]) -> str:
     """Which training this is. No number that was computed takes part: its last bits are not the same with other threads."""
     photos, own = bound.photos, bound.photos.taught
     teacher = f"{photos.teacher} {own.loudness} {own.dataset.fingerprint}" if own else photos.teacher
+    teacher += f" tone {TONE} {COMMON_TONE}" if photos.alike else ""
     who = checksum({}, {"people": " ".join(people)})
     return f"{bound.options} {teacher} {photos.prompt!r} {photos.base.id} {bound.space.kind} {bound.space.m} {who}"
 

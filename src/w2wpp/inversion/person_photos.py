@@ -23,7 +23,7 @@ from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import track
 from w2wpp.dataset.weights import WeightDataset
 from w2wpp.inversion.likeness import face_network, faces_drawn, unlikeness
-from w2wpp.inversion.tone import Tones
+from w2wpp.inversion.tone import Tones, check_size
 from w2wpp.lora.batched import adapted
 from w2wpp.lora.layout import Layout
 from w2wpp.photos.alignment import AlignedFaces
@@ -119,7 +119,8 @@ class PersonPhotos:
         teacher = _checked_teacher(teacher, dataset, loudness)
         taught, tones, alike = None, None, teacher == "likeness"
         if alike:
-            face_network(str(base.device))  # what is amiss with it is said now, not after the photos
+            face_network(str(base.device))  # what is amiss with it, or with the photos' size, is said now, not after the photos
+            check_size(faces, base.image_size)
         if teacher in WITH_ADAPTERS and dataset is not None:
             have = {str(labels.get("person", name)) for name, labels in zip(dataset.ids, dataset.labels, strict=True)}
             owners = [person for person in people if person in have]

@@ -17,7 +17,7 @@ from torch import nn
 from w2wpp.common.errors import W2WError
 from w2wpp.common.seeds import generator
 from w2wpp.inversion.bound import Bound, EncoderOptions
-from w2wpp.inversion.descent import descend
+from w2wpp.inversion.descent import descend, loss_of_held_out
 from w2wpp.inversion.encoder import PhotoEncoder
 from w2wpp.inversion.person_photos import OwnAdapters, PersonPhotos
 from w2wpp.inversion.regressed import follow, read_from, regressed, regression
@@ -55,7 +55,7 @@ def fit_encoder(
         ridge, losses = regression(encoder, photos, own, train, space.encode), {}
         for loudness in (own.loudness, 1.0):  # the points of a space that adapters taught are as loud as they
             follow(encoder, ridge, loudness * ridge.slope.T, ridge.centre)
-            losses[loudness] = bound.measure(held_out)["loss"]
+            losses[loudness] = loss_of_held_out(bound, held_out)["loss"]
         follow(encoder, ridge, min(losses, key=lambda loudness: losses[loudness]) * ridge.slope.T, ridge.centre)
         encoder.requires_grad_(False)
         trained = encoder.linear, rate * float(encoder.linear.weight.square().mean().sqrt())

@@ -42,6 +42,13 @@ def _deviation(detail: Tensor) -> Tensor:
     return (detail.square().mean((1, 2, 3)) + LEAST**2).log()[:, None] / 2
 
 
+def check_size(faces: AlignedFaces, size: int) -> None:
+    """Raise W2WError if aligned photos are smaller than pictures, of `size` pixels, that are to have their tone."""
+    if faces.size < size:
+        found = f"{faces.folder} holds photos of {faces.size}x{faces.size}, and pictures are {size}x{size}"
+        raise W2WError(f"{found}: they would learn to be blurred. Align the photos again with `w2w faces align --size {size}`.")
+
+
 @dataclass(frozen=True)
 class Tones:
     """The tones of people's photos: what those of pictures of these people are compared with."""
@@ -52,9 +59,7 @@ class Tones:
     @classmethod
     def of(cls, faces: AlignedFaces, people: Sequence[str], size: int) -> Self:
         """Those of a faces folder, of photos reduced to `size` pixels. Raises W2WError where they are smaller than that."""
-        if faces.size < size:
-            found = f"{faces.folder} holds photos of {faces.size}x{faces.size}, and pictures are {size}x{size}"
-            raise W2WError(f"{found}: they would learn to be blurred. Align the photos again with `w2w faces align --size {size}`.")
+        check_size(faces, size)
         photos = {}
         for person in track(people, "look at photos", "people"):
             pixels = to_tensor(faces.photos(person))
@@ -71,9 +76,11 @@ class Tones:
         """By how much pictures' tones [n, 7] are off those of these people's photos: for each person [k], and all together, a number.
 
         Each person has n / k pictures. Differences are in deviations. A person's is the mean square over pictures and tones. All
-        together it is the square of the mean: single pictures may be lighter or darker, as photos are.
+        together it is the square of the expected mean, estimated without bias, so that it asks the same of few pictures and of many:
+        single pictures may be lighter or darker, as photos are. One picture alone says nothing of it, which is 0.
         """
         draws = len(tones) // len(people)
         wanted = torch.stack([self.people[person] for person in people]).to(tones).repeat_interleave(draws, 0)
         difference = (tones - wanted) / self.spread.to(tones)
-        return difference.square().mean(1).unflatten(0, (-1, draws)).mean(1), difference.mean(0).square().mean()
+        common = difference.mean(0).square() - difference.var(0) / len(tones) if len(tones) > 1 else 0 * difference.sum(0)
+        return difference.square().mean(1).unflatten(0, (-1, draws)).mean(1), common.mean()

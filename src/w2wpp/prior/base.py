@@ -114,6 +114,8 @@ class Prior(nn.Module, ABC):
             prior = prior_class(about["kind"]).blank(json.loads(about["config"]))
             tensors = {"varying": prior.varying, "still": prior.still, **tensors}  # files of early versions are about all latents
             prior.space, prior.varying, prior.still = tensors["space"], tensors["varying"], tensors["still"]
+            if prior.varying.dtype != torch.bool or prior.varying.shape != prior.still.shape or int(prior.varying.sum()) != prior.m:
+                raise ValueError(f"it does not say which {prior.m} latents vary")
             prior.load_state_dict(tensors, assign=True)
             prior.people = frozenset(json.loads(about["people"]))
             prior.history = json.loads(about["history"])

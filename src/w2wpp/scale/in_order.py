@@ -15,7 +15,7 @@ B = TypeVar("B")
 WAIT = 0.5  # seconds to listen before the clock is looked at again
 STARTS = 3  # workers in a row that may fail to start before no other is started for a while
 PAUSE = 60.0  # seconds
-ALONE = 120.0  # seconds without a worker, after which each time the user is told
+ALONE = 120.0  # seconds without a worker that is ready, after which each time the user is told
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def in_order(
     Raises W2WError if workers do not start, and none is there.
     """
     failed = list[str]()  # starts in a row
-    pause, alone = -1.0, pool.now()
+    pause, alone, told = -1.0, pool.now(), pool.now()
     while not schedule.over:
         if pool.now() > pause:
             pool.grow(schedule.useful)
@@ -88,10 +88,10 @@ def in_order(
                 failed.clear()
             _note(schedule, event, pool.now())
         if schedule.workers:
-            alone = pool.now()
-        elif pool.now() - alone > ALONE:
-            note(f"the cluster has had no worker for {ALONE:.0f} seconds. The work waits for a machine; interrupt it to stop.")
-            alone = pool.now()
+            alone = told = pool.now()
+        elif pool.now() - told > ALONE:
+            told = pool.now()
+            note(f"no worker has been ready for {told - alone:.0f} seconds: they are starting, or the cluster has no room for one.")
         if len(failed) >= STARTS and not schedule.workers:
             raise W2WError(f"{len(failed)} workers did not start, the last because: {failed[-1]}")
         if schedule.next:
