@@ -84,8 +84,7 @@ def run(
         there.size()  # now, and not after the work: is the bucket there?
     if options["out"]:
         apart(options["out"], *inputs_of(options, reads))
-    for name in fresh:
-        _refuse_existing(options, name)
+    _refuse_existing(options, fresh)
     config = {key: value for key, value in options.items() if key not in ("dry_run", "as_json", "runs")}
     root, as_json = options["runs"], options["as_json"]
     if options["dry_run"]:
@@ -122,18 +121,19 @@ def _refuse_addresses(options: Mapping[str, Any], but: Sequence[str]) -> None:
             here(value, "Give a path. `w2w dataset merge` copies a dataset to an address, or from one.")
 
 
-def _refuse_existing(options: Mapping[str, Any], name: str) -> None:
+def _refuse_existing(options: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise W2WError where a file of the result is a folder, or is there already and `overwrite` was not given."""
     from w2wpp.common.storage import Address, place
 
-    there = place(options[name] or "")
-    if not options[name] or (isinstance(there, Address) and options["dry_run"]):  # a dry run asks no storage
-        return
-    flag = f"--{name.replace('_', '-')}"
-    if there.is_dir():
-        raise W2WError(f"{flag} {there} is a folder, and the result is one file. Give its name too.")
-    if there.is_file() and not options["overwrite"]:
-        raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
+    for name in names:
+        there = place(options[name] or "")
+        if not options[name] or (isinstance(there, Address) and options["dry_run"]):  # a dry run asks no storage
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if there.is_dir():
+            raise W2WError(f"{flag} {there} is a folder, and the result is one file. Give its name too.")
+        if there.is_file() and not options["overwrite"]:
+            raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
 
 
 def _placed(value: Any, aside: Path, out: Path) -> Any:
