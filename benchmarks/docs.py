@@ -94,6 +94,7 @@ TABLES = (
     (MADE, "one-space-photos", Path("docs/results/one_space.json"), inversions_text),
     (MADE, "one-space-edits", BENCHMARKS / "edits_one_space.json", edits_text),
     (MADE, "one-space-edits-photos", BENCHMARKS / "edits_photos.json", edits_text),
+    (MADE, "one-space-edits-mild", BENCHMARKS / "edits_mild.json", edits_text),
     (Path("docs/how/prior.md"), "prior", Path("docs/results/one_space.json"), prior_text),
     (Path("docs/how/inversion.md"), "paintings", Path("docs/results/paintings.json"), paintings_text),
     (Path("docs/how/inversion.md"), "inversion-speed", BENCHMARKS / "inversion_speed.json", inversion_speed_text),
