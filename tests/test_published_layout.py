@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Ended
+from conftest import Ended, refused
 from published_files import ATTRIBUTES, COMPONENTS, DOGS, PROJECTED, N, write_published_files
 from published_hub_server import hub_server
 from w2wpp.base.model import BaseModel
@@ -134,9 +134,12 @@ def test_one_model_comes_in_and_goes_out(
     ).json()
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     torch.testing.assert_close(back, files["projected"][3:4].to(torch.bfloat16).float(), rtol=1e-4, atol=1e-4)
+    before = points.read_bytes()
+    refused(w2w("import", root / "w2wmodel.pt", "--space", out / "space.safetensors", "--out", points, *common), "is there already")
+    assert points.read_bytes() == before
     torch.save(torch.zeros(1, PROJECTED + 1), root / "w2wmodel.pt")
-    ended = w2w("import", root / "w2wmodel.pt", "--space", out / "space.safetensors", "--out", points, *common)
-    assert ended.code == 2 and "larger --m" in ended.err
+    another = tmp_path / "another.safetensors"
+    refused(w2w("import", root / "w2wmodel.pt", "--space", out / "space.safetensors", "--out", another, *common), "larger --m")
 
 
 def test_the_default_base_is_the_one_they_were_made_on(
