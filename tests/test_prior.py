@@ -116,7 +116,7 @@ def test_latents_in_which_all_points_have_one_value_keep_it(space: Space, tmp_pa
 def test_a_prior_without_word_of_still_latents_is_about_all_of_them(fitted: dict[str, Prior], tmp_path: Path) -> None:
     fitted["mixture"].save(tmp_path / "now.safetensors")
     tensors, about = read_checked(tmp_path / "now.safetensors", "prior")
-    early = {name: tensor for name, tensor in tensors.items() if name not in ("varying", "still")}
+    early = {name: tensor for name, tensor in tensors.items() if name not in ("varying", "centre")}
     write_checked(tmp_path / "early.safetensors", early, {key: about[key] for key in ("format", "kind", "config", "people", "history")})
     assert close(Prior.load(tmp_path / "early.safetensors").sample(3), fitted["mixture"].sample(3))
 
@@ -126,13 +126,56 @@ def test_latents_that_do_not_add_up_are_refused(fitted: dict[str, Prior], tmp_pa
     tensors, about = read_checked(tmp_path / "now.safetensors", "prior")
     for changed in (
         {"varying": torch.tensor([True, True, False])},
-        {"varying": torch.ones(5, dtype=torch.bool), "still": torch.zeros(5)},
+        {"varying": torch.ones(5, dtype=torch.bool), "centre": torch.zeros(5)},
         {"varying": torch.ones(3)},
-        {"still": torch.zeros(2)},
+        {"varying": torch.tensor(True), "centre": torch.tensor(0.0)},
+        {"centre": torch.zeros(2)},
+        {"centre": torch.zeros(3, dtype=torch.float64)},
+        {"space": tensors["space"].double()},
+        {"means": tensors["means"].double()},
+        {"weights": -tensors["weights"]},
     ):
         write_checked(tmp_path / "odd.safetensors", {**tensors, **changed}, about)
-        with pytest.raises(W2WError, match="it does not say which 3 latents vary"):
+        with pytest.raises(W2WError, match="does not hold what its header says"):
             Prior.load(tmp_path / "odd.safetensors")
+    for kind, name, value in (("mean-of-two", "person", 5), ("noisy-rows", "z", 0)):
+        fitted[kind].save(tmp_path / "now.safetensors")
+        tensors, about = read_checked(tmp_path / "now.safetensors", "prior")
+        changed = {name: tensors[name] + value} if value else {name: tensors[name][:0]}
+        config = {"config": about["config"] if value else '{"n": 0, "m": 3}'}
+        write_checked(tmp_path / "odd.safetensors", {**tensors, **changed}, {**about, **config})
+        with pytest.raises(W2WError, match="its numbers are none of this kind"):
+            Prior.load(tmp_path / "odd.safetensors")
+
+
+def test_a_factor_is_about_the_mean_of_the_points(space: Space) -> None:
+    given = examples(40)
+    given.z[:] += torch.tensor([0.0, 5.0, 0.0])
+    given.z[:, 2] = 3.25
+    for kind in ("mixture", "noisy-rows", "mean-of-two"):
+        prior = fit_prior(space, given, kind)
+        whole, half, none = (prior.sample(50, factor=factor) for factor in (1.0, 0.5, 0.0))
+        assert close(half, (whole + none) / 2) and (none[:, 2] - 3.25).abs().max() < 1e-6
+        assert none.std(0).max() < 1e-6 and abs(none[0, 1] - 5) < 0.3
+
+
+def test_one_latent_alone_may_vary(space: Space) -> None:
+    given = examples(40)
+    given.z[:, 1:] = 2.0
+    for kind in ("mixture", "noisy-rows", "mean-of-two"):
+        assert fit_prior(space, given, kind).sample(3)[:, 1:].tolist() == [[2.0, 2.0]] * 3
+
+
+NONSENSE = [("people", "5"), ("people", '[1, "x"]'), ("people", "[[" * 5000), ("labels", '{"a": 1}'), ("labels", "[1]")]
+
+
+@pytest.mark.parametrize(("what", "said"), NONSENSE)
+def test_points_that_say_nonsense_of_people_are_refused(what: str, said: str, space: Space, tmp_path: Path) -> None:
+    examples(12).save(tmp_path / "points.safetensors", space)
+    tensors, about = read_checked(tmp_path / "points.safetensors", "points")
+    write_checked(tmp_path / "odd.safetensors", tensors, {**about, what: said})
+    with pytest.raises(W2WError, match="do not say whose they are"):
+        Examples.load(tmp_path / "odd.safetensors", space)
 
 
 def test_the_mixture_finds_two_clusters_and_one_gaussian_does_not(space: Space) -> None:

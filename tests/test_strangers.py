@@ -224,6 +224,10 @@ def test_a_scale_is_never_guessed(w2w: Command, pico: Path, layout: Layout, deno
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 16, "use_rslora": "false"}))
     with pytest.raises(W2WError, match="use_rslora is 'false'; true or false was expected"):
         read_lora(tmp_path, denoiser)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 16, "rank_pattern": {"(?i)to_q": 1}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(W2WError, match="unusable rank_pattern"):
+        read_lora(tmp_path, denoiser)
 
 
 def bad_files(folder: Path, denoiser: Denoiser, layout: Layout) -> dict[str, str]:

@@ -32,6 +32,11 @@ from w2wpp.cli.help import ABOUT, Root, overview
 from w2wpp.common.errors import W2WError
 from w2wpp.common.progress import VERBOSE
 
+# What the system says of places and room, and the user can change.
+TOLD = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 # A command line that does not parse: an error of typer's own, of click in typer's older versions.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -98,7 +103,7 @@ def main() -> None:
     except W2WError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+        if error.errno not in TOLD:
             raise
         fail(f"{error.filename or 'a file'}: {error.strerror}. Nothing that existed was changed.")
     else:

@@ -122,18 +122,13 @@ def _refuse_addresses(options: Mapping[str, Any], but: Sequence[str]) -> None:
 
 
 def _refuse_existing(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise W2WError where a file of the result is a folder, or is there already and `overwrite` was not given."""
+    """Raise W2WError where no file of the result can be, or one is there already and `overwrite` was not given."""
+    from w2wpp.common.files import replaceable
     from w2wpp.common.storage import Address, place
 
     for name in names:
-        there = place(options[name] or "")
-        if not options[name] or (isinstance(there, Address) and options["dry_run"]):  # a dry run asks no storage
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if there.is_dir():
-            raise W2WError(f"{flag} {there} is a folder, and the result is one file. Give its name too.")
-        if there.is_file() and not options["overwrite"]:
-            raise W2WError(f"{flag} {there} is there already. Choose another {flag}, or give --overwrite to replace it.")
+        if options[name] and not (isinstance(place(options[name]), Address) and options["dry_run"]):  # a dry run asks no storage
+            replaceable(options[name], options["overwrite"], f"--{name.replace('_', '-')}")
 
 
 def _placed(value: Any, aside: Path, out: Path) -> Any:

@@ -1,14 +1,15 @@
 """Verbs that fit a space to a weight dataset: fit pca, vae."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import w2wpp as w2w
-from w2wpp.cli.common import asked, numbers, override, run
+from w2wpp.cli.common import asked, inputs_of, numbers, override, run
 from w2wpp.cli.help import OUTPUT, SPACES, verb
 from w2wpp.cli.options import RUNS, Base, Dataset, Device, DryRun, Json, Out, OverwriteFile, Prompt, Runs, Seed
 from w2wpp.cli.scaling import Cores, Ray, Workers, check_scaling, handed_out
@@ -205,6 +206,8 @@ def fit_vae(
     preferred = w2w.VaeOptions() if preset == VaePreset.ours else preset_of(preset.value)
     options = override(preferred, widths=numbers(widths) if widths else None, **given)
     told = {**words, **{name: getattr(options, name) for name in (*given, "widths")}}
+    if report:
+        refuse_report(report, told)
     with run("fit-vae", told, "space.safetensors", stored=True, fresh=("out",)) as job:
         weights = w2w.WeightDataset.from_pretrained(dataset)
         model = w2w.BaseModel.load(base, device) if pictures or reconstructions else None
@@ -223,3 +226,13 @@ def fit_vae(
 
             caption = asked(weights.prompting, prompt).prompt
             job.results["likeness"] = drawn_and_training(model, space, weights, caption, range(seed, seed + pictures))
+
+
+def refuse_report(report: Path, given: Mapping[str, Any]) -> None:
+    """Raise W2WError for a folder of a report that holds something, unless it may be replaced, and for one that is or holds an input."""
+    from w2wpp.common.files import apart, replaceable
+
+    apart(report, *inputs_of(given), given["out"], option="--report")
+    replaceable(report / "report.html", given["overwrite"], "--report")
+    if report.is_dir() and any(report.iterdir()) and not given["overwrite"]:
+        raise W2WError(f"--report {report} is not empty. Choose another folder, or give --overwrite to replace a report there.")

@@ -142,9 +142,10 @@ def fit_anchored(
         if photos and encoder:
             how = w2w.EncoderOptions(steps=encoder_steps, batch=encoder_batch, draws=encoder_draws, seed=seed)
             space, fitted, trained = w2w.fit_with_decoder(space, photos, how, checkpoint)
-            fitted.save(encoder)
             job.results |= {"encoder": encoder, "teacher": photos.teacher, "encoder_history": trained}
         space.save(job.out)
+        if photos and encoder:
+            fitted.save(encoder)
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
 

@@ -129,9 +129,9 @@ def fit_prior(
         else:
             examples = points_of_dataset(space, str(dataset), encoder, reading, (read_pictures, read_steps), base, device, precision, seed)
         examples = examples.labelled(labels) if labels else examples
-        if keep_points:
-            examples.save(keep_points, opened)
         prior = fitted(opened, examples, kind.value, attributes=attribute or [], seed=seed)
+        if keep_points:  # after what may be refused: an older file is not lost for nothing
+            examples.save(keep_points, opened)
         prior.save(job.out)
         job.results = {"kind": prior.kind, "m": opened.m, "varying": prior.m, "people": len(prior.people), "history": prior.history}
 
@@ -171,12 +171,16 @@ def drawn_points(
     where: str | None,
     like: Path | None,
     guidance: float,
+    factor: float,
 ) -> "Tensor":
-    """n new points of a space, [n, m]: from N(0, I), or from a prior that may be asked for attributes and a likeness."""
+    """n new points of a space, [n, m]: from N(0, I), or from a prior that may be asked for attributes and a likeness.
+
+    factor: multiplies their differences from the mean.
+    """
     if prior is None:
         if where is not None or like is not None:
             raise W2WError("--where and --like are asked of a prior. Give --prior; `w2w fit prior` makes one.")
-        return space.sample(n, seed=seed)
+        return factor * space.sample(n, seed=seed)
     from w2wpp.inversion.photo import ready_photo
     from w2wpp.photos.descriptors import mean_descriptions
     from w2wpp.prior.base import Prior
@@ -187,4 +191,4 @@ def drawn_points(
     face = None if like is None else mean_descriptions([[ready_photo(like, base)]])[0]
     asked = Asked({} if where is None else parsed_where(where), face)
     opened.check_asked(asked)
-    return opened.sample(n, seed=seed, asked=asked, guidance=guidance)
+    return opened.sample(n, seed=seed, asked=asked, guidance=guidance, factor=factor)

@@ -81,7 +81,7 @@ def sample(
         model, opened = open_space(space, base, device, precision)
         # Every picture is there twice at the end: once more in the sheet.
         check_room(n * (8 * opened.m + 6 * pictures * model.image_size**2), f"{n} models of {pictures} pictures each")
-        z = factor * drawn_points(opened, model, n, seed, prior, where, like, prior_guidance)
+        z = drawn_points(opened, model, n, seed, prior, where, like, prior_guidance, factor)
         ids = [f"sample-{seed}-{i}" for i in range(n)]
         w2w.save_points(job.out / "points.safetensors", z, ids, opened)
         seeds = range(pictures)

@@ -36,6 +36,7 @@ def replacing(path: Anywhere) -> Iterator[Path]:
             path.write(aside)
         return
     try:
+        _plain(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_aside(path), dir=path.parent)
         os.close(handle)
@@ -122,6 +123,28 @@ def apart(out: Anywhere, *inputs: Anywhere | None, option: str = "--out") -> Non
 def _resolved(found: Path | Address) -> Path:
     """With links resolved; an address as a path of its own, to compare with another."""
     return Path(f"/{SAME.get(found.protocol, found.protocol)}:", found.path) if isinstance(found, Address) else found.resolve()
+
+
+def replaceable(path: Anywhere, overwrite: bool, option: str = "--out") -> None:
+    """Raise W2WError where a file cannot be written (a folder is there, or a file in place of one), or is there and may not be replaced.
+
+    overwrite: whether it may be. option: what names it.
+    """
+    there = place(path)
+    if there.is_dir():
+        raise W2WError(f"{option} {there} is a folder, and the result is one file. Give its name too.")
+    if isinstance(there, Path):
+        _plain(there)
+        if blocked := next((parent for parent in there.parents if os.path.lexists(parent) and not parent.is_dir()), None):
+            raise W2WError(f"{option} {there} cannot be there: {blocked} is no folder. Choose another {option}.")
+    if (os.path.lexists(there) if isinstance(there, Path) else there.is_file()) and not overwrite:
+        raise W2WError(f"{option} {there} is there already. Choose another {option}, or give --overwrite to replace it.")
+
+
+def _plain(path: Path) -> None:
+    """Raise W2WError for a device, pipe or socket, which a file would take the place of."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise W2WError(f"{path} is a device, pipe or socket, and no file. Choose another place.")
 
 
 def write_text(path: Anywhere, text: str) -> None:

@@ -1,11 +1,13 @@
 """Published files of Weights2Weights, from a folder, from the hub or one by one, to a dataset, a space or a point."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from w2wpp.common.errors import W2WError
+from w2wpp.common.files import apart, replaceable
 from w2wpp.common.hub import is_hub_id
 from w2wpp.exchange.denoiser import Denoiser
 from w2wpp.exchange.formats.published import import_model, import_published
@@ -42,7 +44,9 @@ def import_file(source: Path, space: Path | None, out: Path, base: str) -> dict[
 
     def new(name: str) -> Path:
         file = out if out.suffix == ".safetensors" else out / name
-        if file.is_file():
+        apart(file, source, space)
+        replaceable(file, overwrite=True)
+        if os.path.lexists(file):
             raise W2WError(f"{file} is there already. Choose another --out.")
         return file
 

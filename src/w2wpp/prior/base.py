@@ -42,7 +42,7 @@ class Prior(nn.Module, ABC):
     fitted: ClassVar[bool] = True  # to points; else it is the same for any
     space: Tensor  # the fingerprint of the space that the points lie in
     varying: Tensor  # [space's m] bool: the m latents in which its points differ, all that a prior is about
-    still: Tensor  # [space's m]: their value in each of the other latents
+    centre: Tensor  # [space's m]: the points' mean, which is their value in each of the other latents
 
     def __init__(self, m: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Prior(nn.Module, ABC):
         self.history: dict[str, Any] = {}  # what its fit saw
         self.register_buffer("space", torch.zeros(0))
         self.register_buffer("varying", torch.ones(m, dtype=torch.bool))
-        self.register_buffer("still", torch.zeros(m))
+        self.register_buffer("centre", torch.zeros(m))
 
     @classmethod
     @abstractmethod
@@ -74,17 +74,25 @@ class Prior(nn.Module, ABC):
     def blank(cls, config: Mapping[str, Any]) -> Self:
         """A prior of this kind whose tensors have the right shapes and no meaning yet."""
 
+    def sound(self) -> bool:
+        """Whether numbers that were read can be drawn from."""
+        return True
+
     @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, *, first: int = 0, asked: Asked | None = None, guidance: float = 2.0) -> Tensor:
+    def sample(
+        self, n: int, seed: int = 0, *, first: int = 0, asked: Asked | None = None, guidance: float = 2.0, factor: float = 1.0
+    ) -> Tensor:
         """Draw the n points from number `first` on: [n, m] float32. A point depends on its seed and number alone.
 
-        asked: what these people should be like. guidance: how much more than asked; 1 is as asked. Raises W2WError for a
-        condition that the prior does not know, or one so far out that no numbers come of it.
+        asked: what these people should be like. guidance: how much more than asked; 1 is as asked. factor: multiplies the differences
+        from the mean of the points that it was fitted to. Raises W2WError for a condition that the prior does not know, or one so far
+        out that no numbers come of it.
         """
         asked = asked or Asked()
         self.check_asked(asked)
         z = self.drawn([generator(seed, "point", i) for i in range(first, first + n)], asked, guidance)
-        z = self.still.repeat(n, 1).masked_scatter(self.varying, z)
+        z = self.centre.repeat(n, 1).masked_scatter(self.varying, z)
+        z = self.centre + factor * (z - self.centre) if factor != 1 else z
         if not torch.isfinite(z).all():
             raise W2WError("the prior drew points that are not numbers. Ask for values such as the labels have, and less guidance.")
         return z
@@ -112,11 +120,16 @@ class Prior(nn.Module, ABC):
             raise W2WError(f"{path} holds no prior ({FORMAT} was expected). Make one with `w2w fit prior`.")
         try:
             prior = prior_class(about["kind"]).blank(json.loads(about["config"]))
-            tensors = {"varying": prior.varying, "still": prior.still, **tensors}  # files of early versions are about all latents
-            prior.space, prior.varying, prior.still = tensors["space"], tensors["varying"], tensors["still"]
-            if prior.varying.dtype != torch.bool or prior.varying.shape != prior.still.shape or int(prior.varying.sum()) != prior.m:
+            tensors = {"varying": prior.varying, "centre": prior.centre, **tensors}  # files of early versions are about all latents
+            for name, blank in prior.state_dict().items():
+                if tensors[name].dtype != blank.dtype:
+                    raise ValueError(f"its {name} is {tensors[name].dtype}, not {blank.dtype}")
+            prior.space, prior.varying, prior.centre = tensors["space"], tensors["varying"], tensors["centre"]
+            if prior.varying.dim() != 1 or prior.varying.shape != prior.centre.shape or int(prior.varying.sum()) != prior.m:
                 raise ValueError(f"it does not say which {prior.m} latents vary")
             prior.load_state_dict(tensors, assign=True)
+            if not prior.sound():
+                raise ValueError("its numbers are none of this kind")
             prior.people = frozenset(json.loads(about["people"]))
             prior.history = json.loads(about["history"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -145,7 +158,7 @@ def fit_prior(space: Space, examples: Examples, kind: str = "flow", *, attribute
     train, held_out = examples.split(seed)
     varying = varying_latents(train.z) if chosen.fitted else torch.ones(space.m, dtype=torch.bool)
     prior = chosen.fit(*(replace(some, z=some.z[:, varying]) for some in (train, held_out)), attributes=attributes, seed=seed)
-    prior.varying, prior.still = varying, torch.where(varying, 0.0, train.z.mean(0))
+    prior.varying, prior.centre = varying, train.z.mean(0) if chosen.fitted else torch.zeros(space.m)
     prior.space, prior.people = fingerprint(space), frozenset(examples.people)
     prior.history |= {"points": len(train), "held_out_points": len(held_out)}
     return prior.requires_grad_(False).eval()

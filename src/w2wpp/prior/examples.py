@@ -73,9 +73,12 @@ class Examples:
         tensors, about = read_checked(path, "points")
         try:
             people, labels = json.loads(about.get("people", "null")) or ids, json.loads(about.get("labels", "null")) or [{} for _ in ids]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise W2WError(f"points {path} do not say whose they are ({error}). Make them again.") from error
         described = tensors.get("described")
+        lists = all(isinstance(some, list) and all(isinstance(one, of) for one in some) for some, of in ((people, str), (labels, dict)))
+        if not lists or (described is not None and described.dim() != 2):
+            raise W2WError(f"points {path} do not say whose they are: names, labels and descriptions were expected. Make them again.")
         counts = {len(people), len(labels), len(ids) if described is None else len(described)}
         if counts != {len(ids)}:
             raise W2WError(f"points {path} are {len(ids)}, and tell of {sorted(counts)} people, labels or faces. Make them again.")

@@ -22,6 +22,7 @@ from w2wpp.prior.conditions import Asked, Conditions
 from w2wpp.prior.examples import Examples
 
 PLAIN, LIKE = "plain", "like"
+MOST_SOLVER_STEPS = 10_000
 FREQUENCIES = 16  # of the time's sines and cosines
 FLOOR = 1e-4  # of the points' variances, of the mean one
 
@@ -117,6 +118,11 @@ class FlowPrior(Prior):
         flow.mean, flow.factor = train.z.mean(0), torch.linalg.cholesky(covariance + floor).float()
         flow.history = train_flow(flow, train, held_out, seed)
         return flow
+
+    def sound(self) -> bool:
+        """Whether it can be solved in so many steps."""
+        steps = self.options.solver_steps
+        return isinstance(steps, int) and 1 <= steps <= MOST_SOLVER_STEPS
 
     def whitened(self, z: Tensor) -> Tensor:
         """Points z [n, m] as the network sees them: mean 0, covariance I over those that it was fitted to."""

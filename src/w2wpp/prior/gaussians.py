@@ -75,6 +75,10 @@ class MixturePrior(Prior):
         best.weights, best.means, best.factors = best.weights.float(), best.means.float(), best.factors.float()
         return best
 
+    def sound(self) -> bool:
+        """Whether there is a component, and all have a weight."""
+        return len(self.weights) > 0 and bool((self.weights > 0).all())
+
     def log_density(self, z: Tensor) -> Tensor:
         """Nats of points z [n, m]: [n]."""
         return log_densities(z, self.weights, self.means, self.factors).logsumexp(1)
@@ -107,7 +111,7 @@ def log_densities(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) ->
 def expectation_maximisation(z: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The weights [k], means [k, m] and factors [k, m, m] of a mixture fitted to points z [n, m] float64."""
     n, m = z.shape
-    pooled = torch.cov(z.T) if n > 1 else torch.eye(m, dtype=z.dtype)
+    pooled = torch.cov(z.T).reshape(m, m) if n > 1 else torch.eye(m, dtype=z.dtype)
     pooled = pooled + FLOOR * pooled.diagonal().mean().clamp_min(1e-12) * torch.eye(m, dtype=z.dtype)
     weights = torch.full((k,), 1 / k, dtype=z.dtype)
     means = z.mean(0, keepdim=True)

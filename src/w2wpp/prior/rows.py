@@ -41,6 +41,10 @@ class NoisyRowsPrior(Prior):
         prior.history = {"width": width, "held_out_nats": likely[width]}
         return prior
 
+    def sound(self) -> bool:
+        """Whether there is a point."""
+        return len(self.z) > 0
+
     def drawn(self, draws: Sequence[torch.Generator], asked: Asked, guidance: float) -> Tensor:
         """A point of those, and noise."""
         rows = [self.z[int(torch.randint(len(self.z), (1,), generator=draw))] for draw in draws]
@@ -77,6 +81,11 @@ class MeanOfTwoPrior(Prior):
             raise W2WError("the mean of two people needs points of two. Give more.")
         prior.z, prior.person = train.z.clone(), torch.tensor([numbers[person] for person in train.people])
         return prior
+
+    def sound(self) -> bool:
+        """Whether there are two people or more, each with a number and a point."""
+        numbers = self.person.unique()
+        return len(numbers) > 1 and torch.equal(numbers, torch.arange(len(numbers)))
 
     def drawn(self, draws: Sequence[torch.Generator], asked: Asked, guidance: float) -> Tensor:
         """Two people by lot, and one point of each."""

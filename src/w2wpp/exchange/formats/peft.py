@@ -54,7 +54,12 @@ class Told:
 
 def _matching(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
     """The value of the first pattern that the end of a layer's name matches, as peft looks it up."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), otherwise)
+    return next((value for key, value in patterns.items() if re.match(_ending(key), layer)), otherwise)
+
+
+def _ending(pattern: str) -> str:
+    """What peft makes of a pattern: the end of a layer's name."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def write_peft(folder: str | Path, layout: Layout, weights: Tensor, base: str, rename: Mapping[str, str] | None = None) -> None:
@@ -146,7 +151,7 @@ def told_by(config: Mapping[str, Any], path: Path) -> Told:
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     try:
         for pattern in (*ranks, *alphas):
-            re.compile(pattern)
+            re.compile(_ending(pattern))
             if REPEATED_GROUP.search(pattern) or len(REPEAT.findall(pattern)) > MOST_REPEATS:
                 raise W2WError(f"{path} has the pattern {pattern[:40]!r}, which may take for ever to match. Write plain names of layers.")
         for value in (*ranks.values(), *alphas.values()):
