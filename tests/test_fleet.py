@@ -180,7 +180,7 @@ def test_pictures_are_found_by_the_names_that_w2w_gives_them(w2w: Command, base:
     words = ("map", data.folder, "--pictures", tmp_path / "pictures", "--out", tmp_path / "map.html", "--runs", tmp_path / "runs", "--json")
     assert w2w(*words).json()["thumbnails"] == 1
     (tmp_path / "pictures" / "c.png").write_bytes(b"no picture")
-    ended = w2w(*words)
+    ended = w2w(*words, "--overwrite")
     assert ended.code == 2 and "c.png" in ended.err
 
 
