@@ -188,8 +188,9 @@ def told_of_loss(space: Path, lost: Sequence[float]) -> dict[str, Any]:
     if share <= MOST_LOST:
         return {"kept": 1 - share}
     message = (
-        f"{space} loses {share:.0%} of the weights of {len(lost)} adapters that it was given to encode, on average. Pictures show what it "
-        "keeps of their people: `w2w reconstruct`. To keep more of the weights, fit a space of a larger --m, or to more adapters."
+        f"{space} loses {min(share, 1.0):.0%} of the weights of {len(lost)} adapters that it was given to encode, on average. Pictures "
+        "show what it keeps of their people: `w2w reconstruct`. To keep more of the weights, fit a space of a larger --m, or to more "
+        "adapters."
     )
     warn(message)
     return {"kept": 1 - share, "warning": message}
